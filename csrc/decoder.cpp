@@ -1,0 +1,265 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pocketlm {
+
+namespace {
+
+constexpr int kRowsPerTask = 8;    // for work done row by row
+constexpr int kRowsPerPanel = 96;  // rows that pass a weight panel before another thread may take over
+
+int num_pieces(int size, int piece) { return (size + piece - 1) / piece; }
+
+void put(float value, float* place) { *place = value; }
+void put(float value, uint16_t* place) { *place = float_to_half(value); }
+
+}  // namespace
+
+KVCache::KVCache(const Spec& spec, Dtype dtype, int num_blocks)
+    : num_blocks_(num_blocks),
+      head_size_(static_cast<int64_t>(padded_head_dim(spec.head_dim)) * kBlockSize),
+      block_stride_(spec.num_kv_heads * head_size_),
+      layer_stride_(num_blocks * block_stride_) {
+  for (int i = 0; i < 2; ++i) {
+    if (dtype == Dtype::kFloat32)
+      floats_[i] = Buffer<float>(spec.num_layers * layer_stride_);
+    else
+      halves_[i] = Buffer<uint16_t>(spec.num_layers * layer_stride_);
+  }
+}
+
+Decoder::Decoder(const Spec& spec, const std::unordered_map<std::string, Tensor>& weights, Dtype dtype,
+                 int num_threads, const Kernels& kernels)
+    : spec_(spec), dtype_(dtype), kernels_(kernels), pool_(num_threads), layers_(spec.num_layers) {
+  const auto find = [&](const std::string& name) {
+    const auto found = weights.find(name);
+    return found == weights.end() ? nullptr : &found->second;
+  };
+  const auto matrix = [&](const std::string& name) {
+    Matrix packed(weights.at(name + ".weight"), find(name + ".bias"), dtype, pool_);
+    weights_bytes_ += packed.num_bytes();
+    return packed;
+  };
+  const auto vector = [&](const Tensor* tensor) {
+    Buffer<float> values(tensor ? tensor->rows : 0);
+    for (int64_t i = 0; tensor && i < tensor->rows; ++i) values.data()[i] = tensor->at(i, 0);
+    return tensor ? std::move(values) : Buffer<float>();
+  };
+  const auto norm = [&](const std::string& name) {
+    return NormWeights{vector(find(name + ".weight")), vector(find(name + ".bias"))};
+  };
+
+  token_embedding_ = weights.at("token_embedding");
+  if (const Tensor* positions = find("position_embedding")) position_embedding_ = *positions;
+  for (const Tensor* table : {&token_embedding_, &position_embedding_})
+    weights_bytes_ += table->rows * table->columns * (table->is_half ? 2 : 4);
+  for (int i = 0; i < spec.num_layers; ++i) {
+    const std::string prefix = "layers." + std::to_string(i) + ".";
+    Layer& layer = layers_[i];
+    layer.attention_norm = norm(prefix + "attention_norm");
+    layer.has_mlp_norm = find(prefix + "mlp_norm.weight") != nullptr;
+    layer.mlp_norm = norm(prefix + "mlp_norm");
+    layer.qkv = matrix(prefix + "qkv");
+    layer.attention_out = matrix(prefix + "attention_out");
+    if (spec.gated_mlp) layer.gate = matrix(prefix + "gate");
+    layer.up = matrix(prefix + "up");
+    layer.down = matrix(prefix + "down");
+  }
+  final_norm_ = norm("final_norm");
+  head_ = matrix("head");
+  samplers_.resize(pool_.num_threads(), Sampler(kernels, spec.vocab_size));
+  scratch_.resize(pool_.num_threads());
+  for (Scratch& scratch : scratch_) {
+    scratch.scores = Buffer<float>(round_up(spec.max_positions, kBlockSize));
+    scratch.out = Buffer<float>(padded_head_dim(spec.head_dim));
+  }
+}
+
+void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
+  std::lock_guard lock(mutex_);
+  const int num_tokens = batch.num_tokens;
+  sequence_of_.resize(num_tokens);
+  for (int s = 0; s < batch.num_sequences; ++s)
+    std::fill(sequence_of_.begin() + batch.query_starts[s], sequence_of_.begin() + batch.query_starts[s + 1],
+              s);
+  embed(batch);
+  prepare_rotation(batch);
+
+  float* x = x_.data();
+  float* normed = normed_.at_least(static_cast<int64_t>(num_tokens) * spec_.hidden_size);
+  float* qkv = qkv_.at_least(static_cast<int64_t>(num_tokens) * spec_.qkv_size());
+  attended_.at_least(static_cast<int64_t>(num_tokens) * spec_.num_heads * spec_.head_dim);
+  for (int i = 0; i < spec_.num_layers; ++i) {
+    const Layer& layer = layers_[i];
+    const NormWeights& mlp_norm = layer.has_mlp_norm ? layer.mlp_norm : layer.attention_norm;
+    norm_rows(layer.attention_norm, x, num_tokens, normed);
+    linear(layer.qkv, normed, num_tokens, qkv);
+    store_keys_and_values(batch, i, cache);
+    attend(batch, i, cache);
+    if (spec_.parallel_residual) norm_rows(mlp_norm, x, num_tokens, normed);
+    linear(layer.attention_out, attended_.data(), num_tokens, x, Activation::kNone, Combine::kAdd);
+    if (!spec_.parallel_residual) norm_rows(mlp_norm, x, num_tokens, normed);
+    mlp(layer, normed, num_tokens);
+  }
+
+  float* last = qkv_.at_least(static_cast<int64_t>(batch.num_logit_rows) * spec_.hidden_size);
+  for (int r = 0; r < batch.num_logit_rows; ++r)
+    std::copy_n(x + static_cast<int64_t>(batch.logit_rows[r]) * spec_.hidden_size, spec_.hidden_size,
+                last + static_cast<int64_t>(r) * spec_.hidden_size);
+  normed = normed_.at_least(static_cast<int64_t>(batch.num_logit_rows) * spec_.hidden_size);
+  norm_rows(final_norm_, last, batch.num_logit_rows, normed);
+  linear(head_, normed, batch.num_logit_rows, logits);
+}
+
+void Decoder::embed(const Batch& batch) {
+  const int size = spec_.hidden_size;
+  float* x = x_.at_least(static_cast<int64_t>(batch.num_tokens) * size);
+  for (int t = 0; t < batch.num_tokens; ++t) {
+    float* row = x + static_cast<int64_t>(t) * size;
+    for (int i = 0; i < size; ++i)
+      row[i] = token_embedding_.at(batch.token_ids[t], i) * spec_.embedding_scale;
+    if (!position_embedding_.data) continue;
+    const int64_t position = batch.positions[t] + spec_.position_offset;
+    for (int i = 0; i < size; ++i) row[i] += position_embedding_.at(position, i);
+  }
+}
+
+void Decoder::prepare_rotation(const Batch& batch) {
+  const int64_t half = static_cast<int64_t>(spec_.rotary_frequencies.size());
+  float* cos = cos_.at_least(batch.num_tokens * half);
+  float* sin = sin_.at_least(batch.num_tokens * half);
+  for (int t = 0; t < batch.num_tokens; ++t) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = batch.positions[t] * spec_.rotary_frequencies[i];
+      cos[t * half + i] = static_cast<float>(std::cos(angle));
+      sin[t * half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+// Entries i and i + half of each head turn together.
+void Decoder::rotate(float* heads, int num_heads, int token) const {
+  const int64_t half = static_cast<int64_t>(spec_.rotary_frequencies.size());
+  const float *cos = cos_.data() + token * half, *sin = sin_.data() + token * half;
+  for (int h = 0; h < num_heads; ++h) {
+    float* first = heads + static_cast<int64_t>(h) * spec_.head_dim;
+    float* second = first + half;
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = first[i], b = second[i];
+      first[i] = a * cos[i] - b * sin[i];
+      second[i] = b * cos[i] + a * sin[i];
+    }
+  }
+}
+
+void Decoder::norm_rows(const NormWeights& weights, const float* x, int num_rows, float* out) {
+  const int64_t size = spec_.hidden_size;
+  pool_.run(num_pieces(num_rows, kRowsPerTask), [&](int task, int) {
+    const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
+    for (int row = task * kRowsPerTask; row < end; ++row)
+      kernels_.norm(spec_.norm, x + row * size, weights.weight.data(), weights.bias.data(),
+                    spec_.norm_epsilon, spec_.hidden_size, out + row * size);
+  });
+}
+
+// out = combine(out, activation(x W + b)); x [rows, K], out [rows, N]
+void Decoder::linear(const Matrix& matrix, const float* x, int num_rows, float* out, Activation activation,
+                     Combine combine) {
+  QuantizedRows quantized = {};
+  if (dtype_ == Dtype::kInt8) {
+    const int64_t stride = round_up(matrix.k(), 4);
+    int8_t* values = quantized_.at_least(num_rows * stride);
+    float* scales = quantized_scales_.at_least(num_rows);
+    int32_t* sums = quantized_sums_.at_least(num_rows);
+    pool_.run(num_pieces(num_rows, kRowsPerTask), [&](int task, int) {
+      const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
+      for (int64_t row = task * kRowsPerTask; row < end; ++row)
+        kernels_.quantize(x + row * matrix.k(), matrix.k(), values + row * stride, scales + row, sums + row);
+    });
+    quantized = {values, stride, scales, sums};
+  }
+  const Output output = {out, matrix.n(), matrix.n(), matrix.bias(), activation, combine};
+  const int num_panels = num_pieces(matrix.n(), kPanelColumns);
+  const int num_row_pieces = num_pieces(num_rows, kRowsPerPanel);
+  pool_.run(num_panels * num_row_pieces, [&](int task, int) {
+    const int first = task % num_row_pieces * kRowsPerPanel;
+    matrix.multiply(kernels_, task / num_row_pieces, x, quantized, first,
+                    std::min(kRowsPerPanel, num_rows - first), output);
+  });
+}
+
+void Decoder::store_keys_and_values(const Batch& batch, int layer, KVCache& cache) {
+  const int head_dim = spec_.head_dim, num_heads = spec_.num_heads, num_kv_heads = spec_.num_kv_heads;
+  const int width = padded_head_dim(head_dim);
+  pool_.run(num_pieces(batch.num_tokens, kRowsPerTask), [&](int task, int) {
+    const int end = std::min(batch.num_tokens, (task + 1) * kRowsPerTask);
+    for (int t = task * kRowsPerTask; t < end; ++t) {
+      float* query = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size();
+      float* key = query + static_cast<int64_t>(num_heads) * head_dim;
+      const float* value = key + static_cast<int64_t>(num_kv_heads) * head_dim;
+      if (!spec_.rotary_frequencies.empty()) rotate(query, num_heads + num_kv_heads, t);
+      const int64_t block = batch.slot_mapping[t] / kBlockSize, row = batch.slot_mapping[t] % kBlockSize;
+      const auto write = [&](auto* keys, auto* values) {
+        for (int g = 0; g < num_kv_heads; ++g) {
+          const int64_t head =
+              layer * cache.layer_stride_ + block * cache.block_stride_ + g * cache.head_size_;
+          for (int d = 0; d < head_dim; ++d) {
+            put(key[g * head_dim + d], keys + head + d * kBlockSize + row);
+            put(value[g * head_dim + d], values + head + row * width + d);
+          }
+        }
+      };
+      if (dtype_ == Dtype::kFloat32)
+        write(cache.floats_[0].data(), cache.floats_[1].data());
+      else
+        write(cache.halves_[0].data(), cache.halves_[1].data());
+    }
+  });
+}
+
+void Decoder::attend(const Batch& batch, int layer, const KVCache& cache) {
+  const int head_dim = spec_.head_dim, num_heads = spec_.num_heads;
+  const int heads_per_kv_head = num_heads / spec_.num_kv_heads;
+  pool_.run(batch.num_tokens * spec_.num_kv_heads, [&](int task, int thread) {
+    const int t = task / spec_.num_kv_heads, g = task % spec_.num_kv_heads;
+    const int64_t offset = layer * cache.layer_stride_ + g * cache.head_size_;
+    const int32_t* block_table =
+        batch.block_tables + static_cast<int64_t>(sequence_of_[t]) * batch.max_blocks;
+    Scratch& scratch = scratch_[thread];
+    for (int h = g * heads_per_kv_head; h < (g + 1) * heads_per_kv_head; ++h) {
+      const float* query = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size() + h * head_dim;
+      const int length = batch.positions[t] + 1;
+      const float scale = spec_.attention_scales[layer];
+      if (dtype_ == Dtype::kFloat32) {
+        const HeadBlocks<float> blocks = {cache.floats_[0].data() + offset, cache.floats_[1].data() + offset,
+                                          cache.block_stride_, block_table};
+        kernels_.attend_f32(query, blocks, head_dim, length, scale, scratch.scores.data(),
+                            scratch.out.data());
+      } else {
+        const HeadBlocks<uint16_t> blocks = {cache.halves_[0].data() + offset,
+                                             cache.halves_[1].data() + offset, cache.block_stride_,
+                                             block_table};
+        kernels_.attend_f16(query, blocks, head_dim, length, scale, scratch.scores.data(),
+                            scratch.out.data());
+      }
+      std::copy_n(scratch.out.data(), head_dim,
+                  attended_.data() + (static_cast<int64_t>(t) * num_heads + h) * head_dim);
+    }
+  });
+}
+
+// x += down(activation(up(normed))), or down(activation(gate(normed)) * up(normed))
+void Decoder::mlp(const Layer& layer, const float* normed, int num_rows) {
+  float* hidden = hidden_.at_least(static_cast<int64_t>(num_rows) * spec_.intermediate_size);
+  if (spec_.gated_mlp) {
+    linear(layer.gate, normed, num_rows, hidden, spec_.activation);
+    linear(layer.up, normed, num_rows, hidden, Activation::kNone, Combine::kMultiply);
+  } else {
+    linear(layer.up, normed, num_rows, hidden, spec_.activation);
+  }
+  linear(layer.down, hidden, num_rows, x_.data(), Activation::kNone, Combine::kAdd);
+}
+
+}  // namespace pocketlm

@@ -1,0 +1,121 @@
+// The forward pass. The definition, in NumPy, is src/pocketlm/kernels/reference.py; the spec and the names
+// of the weights are in src/pocketlm/kernels/spec.py.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "matrix.h"
+#include "sampler.h"
+#include "thread_pool.h"
+
+namespace pocketlm {
+
+struct Spec {
+  int vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size,
+      max_positions;
+  Norm norm;
+  float norm_epsilon;
+  Activation activation;
+  bool gated_mlp, parallel_residual;
+  int position_offset;
+  float embedding_scale;
+  std::vector<float> attention_scales;     // [L]
+  std::vector<double> rotary_frequencies;  // [rotary dimensions / 2]
+
+  int qkv_size() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+};
+
+// Keys and values of all layers: [L][num_blocks][G][D' * 16], float32 or float16 as the weights ask.
+class KVCache {
+ public:
+  KVCache(const Spec& spec, Dtype dtype, int num_blocks);
+
+  int num_blocks() const { return num_blocks_; }
+  int64_t num_bytes() const {
+    return floats_[0].num_bytes() + floats_[1].num_bytes() + halves_[0].num_bytes() + halves_[1].num_bytes();
+  }
+
+ private:
+  friend class Decoder;
+  int num_blocks_;
+  int64_t head_size_, block_stride_, layer_stride_;  // in elements
+  Buffer<float> floats_[2];                          // keys, values
+  Buffer<uint16_t> halves_[2];
+};
+
+// A ragged batch; see ForwardInputs in src/pocketlm/kernels/inputs.py. All indices are checked before.
+struct Batch {
+  int num_tokens, num_sequences, max_blocks, num_logit_rows;
+  const int32_t *token_ids, *positions, *slot_mapping, *block_tables, *query_starts, *logit_rows;
+};
+
+class Decoder {
+ public:
+  Decoder(const Spec& spec, const std::unordered_map<std::string, Tensor>& weights, Dtype dtype,
+          int num_threads, const Kernels& kernels);
+
+  const Spec& spec() const { return spec_; }
+  Dtype dtype() const { return dtype_; }
+  int64_t weights_bytes() const { return weights_bytes_; }
+
+  // logits [num_logit_rows, V]
+  void forward(const Batch& batch, KVCache& cache, float* logits);
+
+  // Calls work(row, sampler) for each row, on all threads.
+  template <class Work>
+  void sample(int num_rows, const Work& work) {
+    std::lock_guard lock(mutex_);
+    pool_.run(num_rows, [&](int row, int thread) { work(row, samplers_[thread]); });
+  }
+
+ private:
+  struct NormWeights {
+    Buffer<float> weight, bias;  // [E]; bias may be empty
+  };
+  struct Layer {
+    NormWeights attention_norm, mlp_norm;
+    bool has_mlp_norm;
+    Matrix qkv, attention_out, gate, up, down;
+  };
+  struct Scratch {  // of one thread
+    Buffer<float> scores, out;
+  };
+
+  void embed(const Batch& batch);
+  void prepare_rotation(const Batch& batch);
+  void norm_rows(const NormWeights& weights, const float* x, int num_rows, float* out);
+  void linear(const Matrix& matrix, const float* x, int num_rows, float* out,
+              Activation activation = Activation::kNone, Combine combine = Combine::kStore);
+  void store_keys_and_values(const Batch& batch, int layer, KVCache& cache);
+  void attend(const Batch& batch, int layer, const KVCache& cache);
+  void mlp(const Layer& layer, const float* x, int num_rows);
+  void rotate(float* heads, int num_heads, int token) const;
+
+  const Spec spec_;
+  const Dtype dtype_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::mutex mutex_;  // one forward or sample at a time: they share the threads and the scratch
+
+  Tensor token_embedding_, position_embedding_;  // views, kept alive by the caller
+  std::vector<Layer> layers_;
+  NormWeights final_norm_;
+  Matrix head_;
+  int64_t weights_bytes_ = 0;
+
+  std::vector<Sampler> samplers_;  // one a thread
+  std::vector<Scratch> scratch_;
+  std::vector<int32_t> sequence_of_;                    // [T]
+  Buffer<float> x_, normed_, qkv_, attended_, hidden_;  // [T, E], [T, E], [T, qkv], [T, H * D], [T, I]
+  Buffer<float> cos_, sin_;                             // [T, rotary dimensions / 2]
+  Buffer<int8_t> quantized_;
+  Buffer<float> quantized_scales_;
+  Buffer<int32_t> quantized_sums_;
+};
+
+}  // namespace pocketlm

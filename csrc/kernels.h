@@ -1,0 +1,85 @@
+// The kernels that exist once for every instruction set, and the table through which they are called.
+//
+// Layouts
+//   float32 panel   [K][64] float            64 columns of a weight matrix, zero past the last column
+//   int8 panel      [K / 4][64][4] uint8     the same, value + 128, K padded with zeros to a multiple of 4
+//   key block       [D'][16] per head        transposed: 16 positions side by side, one row per entry
+//   value block     [16][D'] per head        D' is the head size rounded up to a multiple of 16
+//
+// Every output element is summed in one fixed order along K, whatever the number of rows beside it.
+#pragma once
+
+#include <cstdint>
+
+namespace pocketlm {
+
+constexpr int kPanelColumns = 64;
+constexpr int kBlockSize = 16;  // positions in a KV block
+
+constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int padded_head_dim(int head_dim) { return round_up(head_dim, kBlockSize); }
+
+enum class Norm { kLayer, kRms };
+enum class Activation { kNone, kGelu, kGeluTanh, kQuickGelu, kRelu, kReluSquared, kSigmoid, kSilu, kTanh };
+enum class Combine { kStore, kAdd, kMultiply };  // how a result meets what is already in its place
+
+// Where the result of a matrix product goes, and what happens to it on the way:
+// data = combine(data, activation(product + bias)).
+struct Output {
+  float* data;  // [rows, stride]
+  int64_t stride;
+  int num_columns;
+  const float* bias;  // [num_columns rounded up to a panel]
+  Activation activation = Activation::kNone;
+  Combine combine = Combine::kStore;
+};
+
+// Rows of 8-bit activations: x is about values * scales.
+struct QuantizedRows {
+  const int8_t* values;  // [rows, stride]
+  int64_t stride;        // K rounded up to a multiple of 4
+  const float* scales;   // [rows]
+  const int32_t* sums;   // [rows], of the values
+};
+
+// Keys and values of one layer and one key-value head, block by block.
+template <class Element>
+struct HeadBlocks {
+  const Element* keys;  // of block 0
+  const Element* values;
+  int64_t block_stride;  // elements from one block to the next
+  const int32_t* block_table;
+};
+
+struct Kernels {
+  const char* isa;
+
+  // Rows x [num_rows, k] times one panel; `column` is the panel's first.
+  void (*matmul_f32)(const float* panel, int k, const float* x, int64_t x_stride, int num_rows, int column,
+                     const Output& out);
+  void (*matmul_i8)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
+                    int num_rows, int column, const Output& out);
+
+  // One row of n. `bias` may be null.
+  void (*norm)(Norm kind, const float* x, const float* weight, const float* bias, float epsilon, int n,
+               float* out);
+  // One row of n to 8 bits; a row with a NaN or an infinity gets a scale of NaN. Pads to a multiple of 4.
+  void (*quantize)(const float* x, int n, int8_t* values, float* scale, int32_t* sum);
+
+  // softmax(scale * q K) V over the first `length` positions. `scores` has room for them, rounded up to
+  // 64; `out` has room for the head size rounded up to 16.
+  void (*attend_f32)(const float* q, const HeadBlocks<float>& blocks, int head_dim, int length, float scale,
+                     float* scores, float* out);
+  void (*attend_f16)(const float* q, const HeadBlocks<uint16_t>& blocks, int head_dim, int length,
+                     float scale, float* scores, float* out);
+
+  // Passes over a row of logits [n].
+  bool (*all_finite)(const float* x, int n);
+  int (*argmax)(const float* x, int n);  // the first of equals
+  // out = (x - shift) / divisor
+  void (*shift_and_divide)(const float* x, int n, float shift, float divisor, float* out);
+  // out = x >= cutoff ? exp(x) : 0
+  void (*exp_above)(const float* x, int n, float cutoff, float* out);
+};
+
+}  // namespace pocketlm

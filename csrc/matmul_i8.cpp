@@ -1,0 +1,127 @@
+// Rows times one panel of a weight matrix, 8-bit weights and activations.
+//
+//   out[t, n] = row_scale[t] * column_scale[n] * (sum over k of x[t, k] * (panel[k, n] - 128))
+//
+// Weights are stored plus 128, as the dot-product instruction wants one side unsigned; what that adds is
+// 128 times the sum of the row, known beforehand. The sums are integers, so their order does not matter.
+// Cost: K bytes of weights per column, read once for every kRows rows.
+#include "simd.h"
+
+namespace pocketlm::POCKETLM_ISA {
+
+// kLanes columns of 32-bit sums. add() takes the weights of those columns for 4 steps of k, kLanes x 4
+// bytes, and the 4 activations that meet them.
+struct Sums {
+#if defined(__AVX512VNNI__)
+  __m512i sums = _mm512_setzero_si512();
+  static __m512i weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static __m512i activations(int32_t four) { return _mm512_set1_epi32(four); }
+  void add(__m512i weights, __m512i activations) { sums = _mm512_dpbusd_epi32(sums, weights, activations); }
+  i32x total() const { return reinterpret_cast<i32x>(sums); }
+#elif defined(__AVX2__)
+  // In 16 bits the products of two neighbours are added exactly; vpmaddubsw would saturate.
+  struct Weights {
+    __m256i low, high;  // columns 0 to 3, columns 4 to 7
+  };
+  __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
+  static Weights weights(const uint8_t* p) {
+    const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtepu8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepu8_epi16(_mm_loadu_si128(halves + 1))};
+  }
+  static __m256i activations(int32_t four) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(four)); }
+  void add(Weights weights, __m256i activations) {
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(weights.low, activations));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(weights.high, activations));
+  }
+  i32x total() const {  // add the two halves of each column, then put the columns in order
+    return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0b11011000));
+  }
+#else
+  i32x sums = {};
+  static const uint8_t* weights(const uint8_t* p) { return p; }
+  static int32_t activations(int32_t four) { return four; }
+  void add(const uint8_t* weights, int32_t activations) {
+    int8_t x[4];
+    std::memcpy(x, &activations, 4);
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = 0; j < 4; ++j) sums[i] += weights[4 * i + j] * x[j];
+  }
+  i32x total() const { return sums; }
+#endif
+};
+
+constexpr int kRows = 6;
+constexpr int kVectors = kLanes == 16 ? 4 : 1;
+
+template <int kNumRows>
+static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
+                 int column, int first, const Output& out) {
+  Sums sums[kNumRows][kVectors];
+  const int8_t* values = x.values + row * x.stride;
+  for (int i = 0; i < k; i += 4) {
+    const uint8_t* weights = panel + (i * kPanelColumns + first * 4);
+    decltype(Sums::weights(weights)) w[kVectors];
+    for (int v = 0; v < kVectors; ++v) w[v] = Sums::weights(weights + v * kLanes * 4);
+    for (int r = 0; r < kNumRows; ++r) {
+      int32_t four;
+      std::memcpy(&four, values + r * x.stride + i, 4);
+      const auto activations = Sums::activations(four);
+      for (int v = 0; v < kVectors; ++v) sums[r][v].add(w[v], activations);
+    }
+  }
+  for (int r = 0; r < kNumRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int lane = first + v * kLanes;
+      const i32x exact = sums[r][v].total() - 128 * x.sums[row + r];
+      const f32x scale = x.scales[row + r] * load(column_scales + column + lane);
+      finish(__builtin_convertvector(exact, f32x) * scale, out, row + r, column + lane);
+    }
+  }
+}
+
+void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int num_rows,
+               int column, const Output& out) {
+  using Tile =
+      void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, const Output&);
+  constexpr Tile kTiles[kRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+  for (int first = 0; first < kPanelColumns; first += kVectors * kLanes) {
+    for (int row = 0; row < num_rows; row += kRows) {
+      const int height = num_rows - row < kRows ? num_rows - row : kRows;
+      kTiles[height - 1](panel, column_scales, k, x, row, column, first, out);
+    }
+  }
+}
+
+// Symmetric: scale = largest / 127, value = round(x * 127 / largest).
+void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum) {
+  f32x top = {}, poison = {};  // poison stays 0 unless something is not finite
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const f32x v = load(x + i);
+    top = max(abs(v), top);
+    poison = poison + v * 0.0f;
+  }
+  if (i < n) {
+    const f32x v = load_some(x + i, n - i, 0.0f);
+    top = max(abs(v), top);
+    poison = poison + v * 0.0f;
+  }
+  const float peak = largest(top);
+  const bool finite = pocketlm::POCKETLM_ISA::sum(poison) == 0.0f;
+  const float inverse = finite && peak > 0.0f ? 127.0f / peak : 0.0f;
+  *scale = finite ? peak / 127.0f : NAN;
+  int32_t total = 0;
+  for (i = 0; i < n; i += kLanes) {
+    const int width = n - i < kLanes ? n - i : kLanes;
+    const f32x v = width == kLanes ? load(x + i) : load_some(x + i, width, 0.0f);
+    const i32x rounded = round_to_int(finite ? v * inverse : f32x{});
+    for (int j = 0; j < width; ++j) {
+      values[i + j] = static_cast<int8_t>(rounded[j]);
+      total += rounded[j];
+    }
+  }
+  for (i = n; i < round_up(n, 4); ++i) values[i] = 0;
+  *sum = total;
+}
+
+}  // namespace pocketlm::POCKETLM_ISA

@@ -1,0 +1,167 @@
+// The vector type of one instruction set and the few operations the kernels need.
+//
+// Kernel files are compiled once for each instruction set, with POCKETLM_ISA naming the namespace; all
+// that is inline here lives in that namespace, so the linker never merges two of them. Arithmetic uses
+// the compilers' vector extension; intrinsics stand only where C++ has no word for the instruction.
+// Compiled with -ffp-contract=off: a multiply and an add are one instruction only where fma() says so.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+#include "kernels.h"
+
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace pocketlm::POCKETLM_ISA {
+
+#if defined(__AVX512VNNI__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float f32x __attribute__((vector_size(4 * kLanes)));
+typedef int32_t i32x __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t u32x __attribute__((vector_size(4 * kLanes)));
+
+static inline f32x load(const float* p) {
+  f32x v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline void store(float* p, f32x v) { std::memcpy(p, &v, sizeof v); }
+static inline f32x broadcast(float value) { return f32x{} + value; }
+
+// The first n lanes (n < kLanes); the others load as `rest`, and are not stored.
+static inline f32x load_some(const float* p, int n, float rest) {
+  f32x v = broadcast(rest);
+  std::memcpy(&v, p, 4 * n);
+  return v;
+}
+static inline void store_some(float* p, f32x v, int n) { std::memcpy(p, &v, 4 * n); }
+
+static inline f32x max(f32x a, f32x b) { return a > b ? a : b; }
+static inline f32x min(f32x a, f32x b) { return a < b ? a : b; }
+static inline f32x abs(f32x v) { return reinterpret_cast<f32x>(reinterpret_cast<i32x>(v) & 0x7fffffff); }
+
+static inline f32x fma(f32x a, f32x b, f32x c) {
+#if defined(__AVX512VNNI__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+static inline float sum(f32x v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+static inline float largest(f32x v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  float result = lanes[0];
+  for (int i = 1; i < kLanes; ++i) result = lanes[i] > result ? lanes[i] : result;
+  return result;
+}
+
+static inline f32x load(const uint16_t* half) {
+#if defined(__AVX512VNNI__)
+  // The form with a mask: GCC 12 warns of an uninitialized register in the plain one.
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
+#else
+  f32x v;
+  for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(half[i]);
+  return v;
+#endif
+}
+
+// Adding 1.5 * 2^23 leaves no room for a fraction: the sum rounds to an integer, ties to even, and its
+// low bits are that integer. For |v| < 2^22.
+constexpr float kRounder = 12582912.0f;
+static inline i32x round_to_int(f32x v) {
+  return reinterpret_cast<i32x>(v + kRounder) - reinterpret_cast<i32x>(broadcast(kRounder));
+}
+
+// e^v to about 1e-7 relative; 0 below -87, e^88 above 88, NaN for NaN.
+// v = n ln 2 + r with |r| <= ln 2 / 2, and e^v = 2^n e^r, the latter by its Taylor series.
+static inline f32x exp(f32x v) {
+  const f32x x = min(broadcast(88.0f), v);  // in this order a NaN stays
+  const f32x shifted = fma(x, broadcast(1.44269504f), broadcast(kRounder));
+  const f32x n = shifted - kRounder;
+  f32x r = fma(n, broadcast(-0.693145752f), x);
+  r = fma(n, broadcast(-1.42860677e-6f), r);
+  f32x p = broadcast(1.0f / 5040);
+  p = fma(p, r, broadcast(1.0f / 720));
+  p = fma(p, r, broadcast(1.0f / 120));
+  p = fma(p, r, broadcast(1.0f / 24));
+  p = fma(p, r, broadcast(1.0f / 6));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  const u32x power = (reinterpret_cast<u32x>(shifted) << 23) + 0x3f800000;  // 2^n
+  return v < -87.0f ? broadcast(0.0f) : p * reinterpret_cast<f32x>(power);
+}
+
+static inline f32x sigmoid(f32x v) { return 1.0f / (1.0f + exp(-v)); }
+static inline f32x tanh(f32x v) { return 1.0f - 2.0f / (exp(2.0f * v) + 1.0f); }
+
+static inline f32x activate(Activation activation, f32x v) {
+  const f32x zero = broadcast(0.0f);
+  switch (activation) {
+    case Activation::kNone:
+      return v;
+    case Activation::kGelu: {
+      f32x e;
+      for (int i = 0; i < kLanes; ++i) e[i] = erff(v[i] * 0.70710678f);
+      return 0.5f * v * (1.0f + e);
+    }
+    case Activation::kGeluTanh:
+      return 0.5f * v * (1.0f + tanh(0.797884561f * (v + 0.044715f * v * v * v)));
+    case Activation::kQuickGelu:
+      return v * sigmoid(1.702f * v);
+    case Activation::kRelu:
+      return max(v, zero);
+    case Activation::kReluSquared:
+      return max(v, zero) * max(v, zero);
+    case Activation::kSigmoid:
+      return sigmoid(v);
+    case Activation::kSilu:
+      return v * sigmoid(v);
+    case Activation::kTanh:
+      return tanh(v);
+  }
+  return v;
+}
+
+// What a matrix product does with kLanes finished columns of one row, before they leave the registers.
+static inline void finish(f32x v, const Output& out, int64_t row, int column) {
+  const int left = out.num_columns - column;
+  if (left <= 0) return;
+  v = activate(out.activation, v + load(out.bias + column));
+  float* place = out.data + row * out.stride + column;
+  const bool whole = left >= kLanes;
+  if (out.combine != Combine::kStore) {
+    const f32x there = whole ? load(place) : load_some(place, left, 0.0f);
+    v = out.combine == Combine::kAdd ? there + v : there * v;
+  }
+  if (whole)
+    store(place, v);
+  else
+    store_some(place, v, left);
+}
+
+}  // namespace pocketlm::POCKETLM_ISA

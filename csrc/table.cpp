@@ -1,0 +1,35 @@
+// The table of one instruction set.
+#include "kernels.h"
+
+namespace pocketlm::POCKETLM_ISA {
+
+void matmul_f32(const float*, int, const float*, int64_t, int, int, const Output&);
+void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
+void quantize(const float*, int, int8_t*, float*, int32_t*);
+void norm(Norm, const float*, const float*, const float*, float, int, float*);
+void attend_f32(const float*, const HeadBlocks<float>&, int, int, float, float*, float*);
+void attend_f16(const float*, const HeadBlocks<uint16_t>&, int, int, float, float*, float*);
+bool all_finite(const float*, int);
+int argmax(const float*, int);
+void shift_and_divide(const float*, int, float, float, float*);
+void exp_above(const float*, int, float, float*);
+
+#define POCKETLM_TEXT(name) #name
+#define POCKETLM_NAME(name) POCKETLM_TEXT(name)
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    .isa = POCKETLM_NAME(POCKETLM_ISA),
+    .matmul_f32 = matmul_f32,
+    .matmul_i8 = matmul_i8,
+    .norm = norm,
+    .quantize = quantize,
+    .attend_f32 = attend_f32,
+    .attend_f16 = attend_f16,
+    .all_finite = all_finite,
+    .argmax = argmax,
+    .shift_and_divide = shift_and_divide,
+    .exp_above = exp_above,
+};
+
+}  // namespace pocketlm::POCKETLM_ISA

@@ -1,0 +1,133 @@
+"""Runner: a Batch of sequences into arrays, through the decoder, and out again as sampled tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+import numpy as np
+
+from pocketlm.engine.batch import Batch, SampledToken
+from pocketlm.engine.sequence import Sequence
+from pocketlm.kernels import Decoder, KVCache
+from pocketlm.kernels.inputs import (
+    BLOCK_SIZE,
+    Float32Array,
+    ForwardInputs,
+    Int32Array,
+    SamplingInputs,
+    SamplingOutputs,
+)
+from pocketlm.outputs import TokenLogprobs
+from pocketlm.sampling import SamplingParams
+
+
+class Runner:
+    def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+
+    def run(self, batch: Batch) -> list[SampledToken | None]:
+        """Compute the scheduled tokens; a token for each sequence that reached its end, None for the rest."""
+        logits = self._decoder.forward(forward_inputs(batch), self._kv_cache)  # [R, V]
+        sampling = [item.seq for item in batch if item.reaches_end]  # [R]
+        if not sampling:
+            return [None] * len(batch)
+        outputs = self._decoder.sample(logits, sampling_inputs(sampling))
+        tokens = iter(sampled_tokens(sampling, outputs))
+        return [next(tokens) if item.reaches_end else None for item in batch]
+
+
+def forward_inputs(batch: Batch) -> ForwardInputs:
+    """The next num_scheduled_tokens of each of S sequences, T in all."""
+    counts = [num_tokens for _, num_tokens in batch]
+    ends = [seq.num_computed_tokens + num_tokens for seq, num_tokens in batch]
+    token_ids: list[int] = []
+    for (seq, _), end in zip(batch, ends, strict=True):
+        token_ids += seq.token_ids[seq.num_computed_tokens : end]
+    width = max(len(seq.block_table) for seq, _ in batch)
+
+    block_tables = _int32(seq.block_table + [0] * (width - len(seq.block_table)) for seq, _ in batch)
+    context_lens = _int32(ends)  # [S]
+    query_starts = _starts(counts)  # [S + 1]
+    rows = np.repeat(np.arange(len(batch)), counts)  # [T] which sequence
+    positions = np.arange(len(token_ids), dtype=np.int32) + (context_lens - query_starts[1:])[rows]
+    return ForwardInputs(
+        token_ids=_int32(token_ids),
+        positions=positions,
+        slot_mapping=block_tables[rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
+        block_tables=block_tables,
+        context_lens=context_lens,
+        query_starts=query_starts,
+        logit_rows=query_starts[1:][[item.reaches_end for item in batch]] - 1,
+    )
+
+
+def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
+    """How to draw the next token of each of R sequences."""
+    params = [seq.params for seq in sequences]
+    # Copying a history costs its length at every step, so only those who need it pay.
+    histories = [seq.token_ids if _uses_history(seq.params) else [] for seq in sequences]
+    banned_ids = [seq.banned_ids for seq in sequences]
+    return SamplingInputs(
+        temperature=_float32(p.temperature for p in params),
+        top_k=_int32(p.top_k for p in params),
+        top_p=_float32(p.top_p for p in params),
+        min_p=_float32(p.min_p for p in params),
+        repetition_penalty=_float32(p.repetition_penalty for p in params),
+        presence_penalty=_float32(p.presence_penalty for p in params),
+        frequency_penalty=_float32(p.frequency_penalty for p in params),
+        seed=np.array([seq.seed for seq in sequences], np.uint64),
+        position=_int32(seq.num_tokens for seq in sequences),
+        history=_int32(token_id for history in histories for token_id in history),
+        history_starts=_starts(map(len, histories)),
+        num_prompt_tokens=_int32(
+            seq.num_prompt_tokens if history else 0 for seq, history in zip(sequences, histories, strict=True)
+        ),
+        bias_ids=_int32(token_id for p in params for token_id in p.logit_bias),
+        bias_values=_float32(bias for p in params for bias in p.logit_bias.values()),
+        bias_starts=_starts(len(p.logit_bias) for p in params),
+        banned_ids=_int32(token_id for ids in banned_ids for token_id in ids),
+        banned_starts=_starts(map(len, banned_ids)),
+        num_logprobs=_int32(-1 if p.logprobs is None else p.logprobs for p in params),
+    )
+
+
+def sampled_tokens(sequences: list[Sequence], outputs: SamplingOutputs) -> list[SampledToken]:
+    """The sampler's rows as Python values."""
+    tokens = []
+    for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
+        if token_id < 0:
+            tokens.append(SampledToken(None))
+        elif seq.params.logprobs is None:
+            tokens.append(SampledToken(token_id))
+        else:
+            tokens.append(SampledToken(token_id, _token_logprobs(outputs, row)))
+    return tokens
+
+
+def _token_logprobs(outputs: SamplingOutputs, row: int) -> TokenLogprobs:
+    used = outputs.logprob_ids[row] >= 0
+    return TokenLogprobs(
+        token_ids=tuple(outputs.logprob_ids[row, used].tolist()),
+        logprobs=tuple(outputs.logprobs[row, used].tolist()),
+        ranks=tuple(outputs.ranks[row, used].tolist()),
+    )
+
+
+def _uses_history(params: SamplingParams) -> bool:
+    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    return penalties != (1.0, 0.0, 0.0)
+
+
+def _int32(values: Iterable[object]) -> Int32Array:
+    return np.array(list(values), np.int32)
+
+
+def _float32(values: Iterable[float]) -> Float32Array:
+    return np.array(list(values), np.float32)
+
+
+def _starts(lengths: Iterable[int]) -> Int32Array:
+    """Where each of some ranges laid end to end begins, and where the last one ends."""
+    return _int32(accumulate(lengths, initial=0))

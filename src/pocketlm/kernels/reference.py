@@ -1,0 +1,239 @@
+"""The forward pass in NumPy: the definition of what the compiled core computes.
+
+Read it as the specification. It is also the slow way to run where the core was not built, and there
+it keeps the same promise: a row's numbers do not depend on the rows beside it. That is why float
+matrices are multiplied one row at a time: BLAS sums in another order when the batch has another shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketlm.kernels.inputs import (
+    BLOCK_SIZE,
+    Float32Array,
+    ForwardInputs,
+    SamplingInputs,
+    SamplingOutputs,
+)
+from pocketlm.kernels.reference_sampler import sample
+from pocketlm.kernels.spec import DecoderSpec
+
+Array = NDArray[Any]
+
+
+@dataclass
+class KVCache:
+    keys: Array  # [L, num_blocks, BLOCK_SIZE, G, D] float32, or float16 beside int8 weights
+    values: Array  # the same
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.keys.shape[1])
+
+    @property
+    def num_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+class Decoder:
+    def __init__(
+        self, spec: DecoderSpec, weights: Mapping[str, Array], *, dtype: str, num_threads: int = 1
+    ) -> None:
+        self.spec, self.dtype, self.num_threads = spec, dtype, num_threads
+        self.weights = weights
+        linear = Linear if dtype == "float32" else LinearInt8
+        self.linears = {
+            name.removesuffix(".weight"): linear(weights[name], weights.get(_bias_of(name)))
+            for name in spec.matrix_shapes()
+            if name != "token_embedding"
+        }
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(linear.num_bytes for linear in self.linears.values())
+
+    def new_kv_cache(self, num_blocks: int) -> KVCache:
+        spec = self.spec
+        shape = (spec.num_layers, num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
+        dtype = np.float32 if self.dtype == "float32" else np.float16
+        return KVCache(np.zeros(shape, dtype), np.zeros(shape, dtype))
+
+    def forward(self, inputs: ForwardInputs, kv_cache: KVCache) -> Float32Array:
+        """Logits of the rows asked for [R, V]; the keys and values of all T tokens go into the cache."""
+        spec = self.spec
+        x = self.weights["token_embedding"][inputs.token_ids].astype(np.float32)  # [T, E]
+        x *= np.float32(spec.embedding_scale)
+        if "position_embedding" in self.weights:
+            x += self.weights["position_embedding"][inputs.positions + spec.position_offset]
+        for layer in range(spec.num_layers):
+            prefix = f"layers.{layer}."
+            normed = self._norm(prefix + "attention_norm", x)
+            attended = self._attention(layer, normed, inputs, kv_cache)
+            if spec.parallel_residual:
+                if prefix + "mlp_norm.weight" in self.weights:
+                    normed = self._norm(prefix + "mlp_norm", x)
+                x = x + attended + self._mlp(prefix, normed)
+            else:
+                x = x + attended
+                x = x + self._mlp(prefix, self._norm(prefix + "mlp_norm", x))
+        return self.linears["head"](self._norm("final_norm", x[inputs.logit_rows]))
+
+    def sample(self, logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
+        return sample(logits, inputs)
+
+    def _norm(self, name: str, x: Float32Array) -> Float32Array:
+        """Layer norm (Ba et al. 2016) or RMS norm (Zhang and Sennrich 2019) of each row."""
+        if self.spec.norm == "layer":
+            x = x - x.mean(axis=1, keepdims=True)
+        variance = np.square(x).mean(axis=1, keepdims=True)
+        y = x / np.sqrt(variance + np.float32(self.spec.norm_epsilon)) * self.weights[name + ".weight"]
+        bias = self.weights.get(name + ".bias")
+        return np.asarray(y if bias is None else y + bias, np.float32)
+
+    def _mlp(self, prefix: str, x: Float32Array) -> Float32Array:
+        activation = ACTIVATIONS[self.spec.activation]
+        up = self.linears[prefix + "up"](x)  # [T, I]
+        if self.spec.gated_mlp:
+            hidden = activation(self.linears[prefix + "gate"](x)) * up
+        else:
+            hidden = activation(up)
+        return self.linears[prefix + "down"](hidden)
+
+    def _attention(
+        self, layer: int, x: Float32Array, inputs: ForwardInputs, kv_cache: KVCache
+    ) -> Float32Array:
+        """Causal attention (Vaswani et al. 2017) over paged keys and values, G heads shared by H."""
+        spec = self.spec
+        num_tokens, num_heads, num_kv_heads, head_dim = (
+            len(x),
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+        )
+        qkv = self.linears[f"layers.{layer}.qkv"](x).reshape(num_tokens, -1, head_dim)
+        queries, keys, values = np.split(qkv, [num_heads, num_heads + num_kv_heads], axis=1)
+        if spec.rotary_frequencies:
+            queries = rotate(queries, inputs.positions, spec.rotary_frequencies)
+            keys = rotate(keys, inputs.positions, spec.rotary_frequencies)
+        slots = (layer, inputs.slot_mapping // BLOCK_SIZE, inputs.slot_mapping % BLOCK_SIZE)
+        kv_cache.keys[slots] = keys
+        kv_cache.values[slots] = values
+
+        attended = np.empty((num_tokens, num_heads, head_dim), np.float32)
+        sequence_of = np.repeat(np.arange(len(inputs.context_lens)), np.diff(inputs.query_starts))
+        for t in range(num_tokens):
+            length = inputs.positions[t] + 1
+            blocks = inputs.block_tables[sequence_of[t], : -(-length // BLOCK_SIZE)]
+            k = kv_cache.keys[layer, blocks].reshape(-1, num_kv_heads, head_dim)[:length]
+            v = kv_cache.values[layer, blocks].reshape(-1, num_kv_heads, head_dim)[:length]
+            q = queries[t].reshape(num_kv_heads, -1, head_dim)  # [G, H / G, D]
+            scores = np.einsum("ghd,pgd->ghp", q, k.astype(np.float32))
+            scores *= np.float32(spec.attention_scales[layer])
+            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            mixed = np.einsum("ghp,pgd->ghd", scores, v.astype(np.float32))
+            attended[t] = (mixed / scores.sum(axis=-1, keepdims=True)).reshape(num_heads, head_dim)
+        return self.linears[f"layers.{layer}.attention_out"](attended.reshape(num_tokens, -1))
+
+
+class Linear:
+    """x W + b in float32."""
+
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        self.weight = weight.astype(np.float32)  # [K, N]
+        self.bias = np.float32(0) if bias is None else bias.astype(np.float32)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        out = np.empty((len(x), self.weight.shape[1]), np.float32)
+        for row, out_row in zip(x, out, strict=True):
+            np.matmul(row, self.weight, out=out_row)
+        return out + self.bias
+
+
+class LinearInt8:
+    """x W + b with 8-bit weights, one scale a column, and 8-bit activations, one scale a row.
+
+    Sums of products of two 8-bit numbers are exact, here in float64 because BLAS is fast at it.
+    """
+
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        columns, self.scales = quantize_rows(weight.astype(np.float32).T)
+        self.weight = columns.T.astype(np.float64)  # [K, N]
+        self.bias = np.float32(0) if bias is None else bias.astype(np.float32)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        quantized, scales = quantize_rows(x)
+        sums = (quantized.astype(np.float64) @ self.weight).astype(np.float32)  # [T, N]
+        return sums * (scales[:, None] * self.scales) + self.bias
+
+
+def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
+    """Symmetric 8-bit numbers [T, K] and one scale a row [T], so that x is about numbers * scale.
+
+    A row that holds a NaN or an infinity has a scale of NaN: what follows from it is not finite either.
+    """
+    largest = np.abs(x).max(axis=1)
+    finite = np.isfinite(largest)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=finite & (largest > 0))
+    quantized = np.rint(np.where(finite[:, None], x, 0) * inverse[:, None]).astype(np.int8)
+    return quantized, np.where(finite, largest / np.float32(127), np.float32(np.nan))
+
+
+def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) -> Float32Array:
+    """Rotary position embedding (Su et al. 2021) of the first 2 * len(frequencies) entries of each head.
+
+    x [T, heads, D]; entries i and i + len(frequencies) turn together by positions * frequencies[i].
+    """
+    half = len(frequencies)
+    angles = positions[:, None].astype(np.float64) * np.array(frequencies)  # [T, half]
+    cos = np.cos(angles).astype(np.float32)[:, None]
+    sin = np.sin(angles).astype(np.float32)[:, None]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    return np.concatenate(
+        [first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], axis=-1
+    )
+
+
+def _bias_of(name: str) -> str:
+    return name.removesuffix("weight") + "bias"
+
+
+def _sigmoid(x: Float32Array) -> Float32Array:
+    return np.float32(1) / (np.float32(1) + np.exp(np.minimum(-x, np.float32(80))))
+
+
+def _gelu(x: Float32Array) -> Float32Array:
+    erf = np.vectorize(math.erf, otypes=[np.float32])
+    return np.float32(0.5) * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
+
+
+def _gelu_tanh(x: Float32Array) -> Float32Array:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (1 + np.tanh(inner))
+
+
+ACTIVATIONS: dict[str, Callable[[Float32Array], Float32Array]] = {
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": lambda x: x * _sigmoid(np.float32(1.702) * x),
+    "linear": lambda x: x,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu_squared": lambda x: np.square(np.maximum(x, 0)),
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "tanh": np.tanh,
+}

@@ -1,0 +1,188 @@
+"""The promise: the tokens of a request depend on the request alone.
+
+The same requests, each alone and then in ever other company, on a small random model: in float32 and
+int8, on every instruction set this machine has. Tokens and log-probabilities must be identical, not close.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import pytest
+from random_model import random_spec, random_weights
+
+from pocketlm import kernels
+from pocketlm.engine.engine import Engine
+from pocketlm.outputs import FinishReason, StepOutput
+from pocketlm.sampling import SamplingParams
+
+EOS = 0
+MULTI_HEAD = random_spec()
+# As Llama: grouped queries, rotary positions, RMS norm, a gated MLP.
+GROUPED_QUERY = random_spec(
+    num_kv_heads=2, norm="rms", activation="silu", gated_mlp=True, rotary_frequencies=(1.0, 0.3, 0.1, 0.03)
+)
+MODELS = {
+    "float32": ("float32", MULTI_HEAD),
+    "int8": ("int8", MULTI_HEAD),
+    "int8, grouped-query": ("int8", GROUPED_QUERY),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt: list[int]
+    params: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must make no difference."""
+
+    num_threads: int = 1
+    max_num_seqs: int = 16
+    max_batch_tokens: int = 64
+    num_blocks: int = 1000
+    prefix_caching: bool = False
+
+
+def random_requests(num_requests: int) -> list[Request]:
+    rng = random.Random(1)
+    vocabulary = range(MULTI_HEAD.vocab_size)
+    prefixes = [rng.choices(vocabulary, k=length) for length in (16, 33, 48)]
+
+    def random_request() -> Request:
+        prompt = rng.choices(vocabulary, k=rng.randint(1, rng.choice((8, 8, 60))))
+        if rng.random() < 0.3:  # begins like others
+            prefix = rng.choice(prefixes)
+            prompt = prefix + prompt[: 60 - len(prefix)]
+        optional: list[Callable[[SamplingParams], SamplingParams]] = [
+            lambda p: replace(p, temperature=0.0),
+            lambda p: replace(p, top_k=rng.randint(1, 20)),
+            lambda p: replace(p, top_p=rng.uniform(0.3, 1)),
+            lambda p: replace(p, min_p=rng.uniform(0, 0.3)),
+            lambda p: replace(p, repetition_penalty=rng.uniform(1, 1.5)),
+            lambda p: replace(p, presence_penalty=rng.uniform(-1, 1), frequency_penalty=rng.uniform(-1, 1)),
+            lambda p: replace(p, logit_bias={rng.choice(vocabulary): rng.uniform(-5, 5)}),
+            lambda p: replace(p, min_tokens=rng.randint(1, p.max_tokens or 1)),
+            lambda p: replace(p, stop_token_ids=rng.sample(vocabulary, k=10)),
+            lambda p: replace(p, logprobs=rng.randint(0, 5)),
+        ]
+        params = SamplingParams(max_tokens=rng.randint(1, 14), temperature=rng.uniform(0.3, 1.5))
+        for change in optional:
+            if rng.random() < 0.3:
+                params = change(params)
+        return Request(prompt, params, seed=rng.randrange(2**64))
+
+    return [random_request() for _ in range(num_requests)]
+
+
+class Bench:
+    """One packed model and the requests it is asked."""
+
+    def __init__(self, isa: str, model: str) -> None:
+        self.isa = isa
+        self.dtype, self.spec = MODELS[model]
+        self.requests = random_requests(40 if isa == "reference" else 200)  # NumPy takes its time
+        self.decoder = cache(self._decoder)
+        engine = self.engine(Conditions())
+        self.alone = [self.run(engine, [number])[number] for number in range(len(self.requests))]
+
+    def _decoder(self, num_threads: int) -> kernels.Decoder:
+        weights = random_weights(self.spec, learned_positions=not self.spec.rotary_frequencies)
+        return kernels.create_decoder(
+            self.spec, weights, dtype=self.dtype, num_threads=num_threads, isa_name=self.isa
+        )
+
+    def engine(self, conditions: Conditions) -> Engine:
+        return Engine(
+            self.decoder(conditions.num_threads),
+            eos_token_ids=(EOS,),
+            num_blocks=conditions.num_blocks,
+            max_model_len=self.spec.max_positions,
+            max_num_seqs=conditions.max_num_seqs,
+            max_batch_tokens=conditions.max_batch_tokens,
+            prefix_caching=conditions.prefix_caching,
+        )
+
+    def run(self, engine: Engine, numbers: list[int]) -> dict[int, list[StepOutput]]:
+        """The answers to some requests that arrive at once, in this order; seq_id is made the number."""
+        number_of = {}
+        for number in numbers:
+            request = self.requests[number]
+            number_of[engine.add(request.prompt, request.params, seed=request.seed)] = number
+        answers: dict[int, list[StepOutput]] = {number: [] for number in numbers}
+        while engine.has_work:
+            for output in engine.step():
+                number = number_of[output.seq_id]
+                answers[number].append(replace(output, seq_id=number))
+        return answers
+
+    def shuffled(self, seed: int) -> list[int]:
+        numbers = list(range(len(self.requests)))
+        random.Random(seed).shuffle(numbers)
+        return numbers
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=kernels.available_isas())
+def bench(request: pytest.FixtureRequest, model: str) -> Bench:
+    return Bench(request.param, model)
+
+
+def check(bench: Bench, engine: Engine, *, order: int) -> None:
+    """Ask everything at once, shuffled; the answers must be what they were alone."""
+    answers = bench.run(engine, bench.shuffled(order))
+    assert len(answers) == len(bench.alone)
+    for number, outputs in answers.items():
+        assert outputs == bench.alone[number], bench.requests[number]
+
+
+def test_the_requests_are_worth_asking(bench: Bench) -> None:
+    """If all answers were alike, the rest would prove little."""
+    different = {tuple(output.token_id for output in outputs) for outputs in bench.alone}
+    assert len(different) > 0.8 * len(bench.requests)
+    assert {outputs[-1].finish_reason for outputs in bench.alone} == {FinishReason.STOP, FinishReason.LENGTH}
+    assert any(output.logprobs is not None for outputs in bench.alone for output in outputs)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_together(bench: Bench, num_threads: int) -> None:
+    engine = bench.engine(Conditions(num_threads=num_threads, max_num_seqs=64, max_batch_tokens=512))
+    check(bench, engine, order=num_threads)
+
+
+def test_in_small_chunks_on_few_blocks(bench: Bench) -> None:
+    num_preemptions = num_cached_tokens = 0
+    for order, conditions in enumerate(
+        [
+            # 6 blocks hold one sequence of the greatest length.
+            Conditions(max_batch_tokens=1, num_blocks=6, prefix_caching=True),
+            Conditions(max_batch_tokens=3, num_blocks=6),
+            Conditions(max_batch_tokens=7, num_blocks=6, prefix_caching=True),
+            Conditions(max_batch_tokens=64, num_blocks=6, num_threads=2, prefix_caching=True),
+        ]
+    ):
+        engine = bench.engine(conditions)
+        check(bench, engine, order=order)
+        num_preemptions += engine.stats().num_preemptions
+        num_cached_tokens += engine.stats().prefix_cache_hits
+    assert num_preemptions > 0
+    assert num_cached_tokens > 0
+
+
+def test_with_a_cold_and_a_warm_prefix_cache(bench: Bench) -> None:
+    engine = bench.engine(Conditions(prefix_caching=True))
+    check(bench, engine, order=1)
+    cold_hits = engine.stats().prefix_cache_hits
+    check(bench, engine, order=2)
+    warm_hits = engine.stats().prefix_cache_hits - cold_hits
+    assert 0 < cold_hits < warm_hits

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from fake_decoder import FakeDecoder
+from numpy.testing import assert_array_equal
+
+from pocketlm.engine.batch import SampledToken, ScheduledSequence
+from pocketlm.engine.runner import Runner, forward_inputs, sampling_inputs
+from pocketlm.engine.sequence import Sequence
+from pocketlm.outputs import TokenLogprobs
+from pocketlm.sampling import MAX_SEED, SamplingParams
+
+
+def make_sequence(
+    num_prompt_tokens: int = 3,
+    params: SamplingParams | None = None,
+    *,
+    output: tuple[int, ...] = (),
+    seed: int = 0,
+    eos_token_ids: tuple[int, ...] = (),
+) -> Sequence:
+    """The prompt is 0, 1, 2, ..."""
+    prompt = list(range(num_prompt_tokens))
+    seq = Sequence(
+        0, prompt, params or SamplingParams(), seed=seed, max_new_tokens=9, eos_token_ids=eos_token_ids
+    )
+    seq.token_ids += output
+    return seq
+
+
+def scheduled(
+    seq: Sequence, num_computed: int, num_scheduled: int, block_table: list[int]
+) -> ScheduledSequence:
+    seq.num_computed_tokens = num_computed
+    seq.block_table = block_table
+    return ScheduledSequence(seq, num_scheduled)
+
+
+def test_forward_inputs_of_a_whole_prompt_a_chunk_and_a_decode_step() -> None:
+    inputs = forward_inputs(
+        [
+            scheduled(make_sequence(3), 0, 3, [5]),
+            scheduled(make_sequence(40), 14, 4, [7, 2]),
+            scheduled(make_sequence(33, output=(90,)), 33, 1, [9, 1, 4]),
+        ]
+    )
+    assert_array_equal(inputs.token_ids, [0, 1, 2, 14, 15, 16, 17, 90])
+    assert_array_equal(inputs.positions, [0, 1, 2, 14, 15, 16, 17, 33])
+    assert_array_equal(inputs.slot_mapping, [80, 81, 82, 126, 127, 32, 33, 65])
+    assert_array_equal(inputs.block_tables, [[5, 0, 0], [7, 2, 0], [9, 1, 4]])
+    assert_array_equal(inputs.context_lens, [3, 18, 34])
+    assert_array_equal(inputs.query_starts, [0, 3, 7, 8])
+    assert_array_equal(inputs.logit_rows, [2, 7])  # the chunk in the middle draws nothing
+    assert all(array.dtype == np.int32 for array in inputs)
+
+
+def test_sampling_inputs_carry_every_parameter() -> None:
+    params = SamplingParams(
+        temperature=0.5,
+        top_k=4,
+        top_p=0.75,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=0.25,
+        frequency_penalty=-0.5,
+        logit_bias={8: 1.0, 3: -2.0},
+        min_tokens=2,
+        stop_token_ids=[6],
+        logprobs=5,
+    )
+    seq = make_sequence(3, params, output=(4,), seed=MAX_SEED, eos_token_ids=(2,))
+    inputs = sampling_inputs([make_sequence(), seq])
+    assert_array_equal(inputs.temperature, [1, 0.5])
+    assert_array_equal(inputs.top_k, [0, 4])
+    assert_array_equal(inputs.top_p, [1, 0.75])
+    assert_array_equal(inputs.min_p, [0, 0.125])
+    assert_array_equal(inputs.repetition_penalty, [1, 1.5])
+    assert_array_equal(inputs.presence_penalty, [0, 0.25])
+    assert_array_equal(inputs.frequency_penalty, [0, -0.5])
+    assert_array_equal(inputs.seed, np.array([0, MAX_SEED], np.uint64))
+    assert_array_equal(inputs.position, [3, 4])
+    assert_array_equal(inputs.bias_ids, [8, 3])
+    assert_array_equal(inputs.bias_values, [1, -2])
+    assert_array_equal(inputs.bias_starts, [0, 0, 2])
+    assert_array_equal(inputs.banned_ids, [2, 6])
+    assert_array_equal(inputs.banned_starts, [0, 0, 2])
+    assert_array_equal(inputs.num_logprobs, [-1, 5])
+    for name, array in inputs._asdict().items():
+        floats = ("temperature", "top_p", "min_p", "bias_values")
+        dtype = np.float32 if name in floats or "penalty" in name else np.int32
+        assert array.dtype == (np.uint64 if name == "seed" else dtype), name
+
+
+def test_only_rows_with_penalties_carry_a_history() -> None:
+    plain = make_sequence(3, output=(9,))
+    penalized = [
+        make_sequence(2, params, output=(7,))
+        for params in (
+            SamplingParams(repetition_penalty=0.5),
+            SamplingParams(presence_penalty=0.5),
+            SamplingParams(frequency_penalty=0.5),
+        )
+    ]
+    inputs = sampling_inputs([plain, *penalized, plain])
+    assert_array_equal(inputs.history, [0, 1, 7] * 3)
+    assert_array_equal(inputs.history_starts, [0, 0, 3, 6, 9, 9])
+    assert_array_equal(inputs.num_prompt_tokens, [0, 2, 2, 2, 0])
+
+
+def test_the_random_number_depends_on_the_absolute_position() -> None:
+    """A preempted sequence computes prompt and output again in one go and must draw the same token."""
+    decoding = make_sequence(3, output=(4, 5))
+    decoding.num_computed_tokens = 4
+    recomputed = make_sequence(3, output=(4, 5))
+    inputs = sampling_inputs([decoding, recomputed])
+    assert_array_equal(inputs.position, [5, 5])
+
+
+def test_a_batch_that_reaches_no_end_is_computed_all_the_same() -> None:
+    decoder = FakeDecoder()
+    runner = Runner(decoder, decoder.new_kv_cache(4))
+    seq = make_sequence(9)
+    assert runner.run([scheduled(seq, 0, 4, [1])]) == [None]
+    assert runner.run([scheduled(seq, 4, 4, [1])]) == [None]
+    assert [len(inputs.logit_rows) for inputs in decoder.batches] == [0, 0]
+
+
+def test_tokens_go_to_the_sequences_that_reached_their_end() -> None:
+    decoder = FakeDecoder()
+    runner = Runner(decoder, decoder.new_kv_cache(8))
+    greedy = SamplingParams(temperature=0)
+    items = [
+        scheduled(make_sequence(3, greedy), 0, 3, [1]),
+        scheduled(make_sequence(9, greedy), 0, 5, [2]),
+        scheduled(make_sequence(6, greedy), 0, 6, [3]),
+    ]
+    together = runner.run(items)
+    assert together[1] is None
+    assert [together[0], together[2]] == [runner.run([item])[0] for item in (items[0], items[2])]
+    assert together[0] != together[2]
+
+
+def test_non_finite_logits_are_no_token() -> None:
+    decoder = FakeDecoder(nan_token_id=2)
+    runner = Runner(decoder, decoder.new_kv_cache(4))
+    assert runner.run([scheduled(make_sequence(3), 0, 3, [1])]) == [SampledToken(None)]
+
+
+def test_logprobs_are_reported_as_asked_for_each_sequence() -> None:
+    decoder = FakeDecoder()
+    runner = Runner(decoder, decoder.new_kv_cache(4))
+    greedy = SamplingParams(temperature=0)
+    params = [greedy, replace(greedy, logprobs=2), replace(greedy, logprobs=0)]
+    tokens = runner.run(
+        [scheduled(make_sequence(3, p), 0, 3, [block]) for block, p in enumerate(params)]
+    )  # the same prompt three times
+    none, two, zero = (token.logprobs for token in tokens if token is not None)
+    assert none is None
+    assert two is not None and zero is not None
+    assert tokens[0] is not None and two.token_ids[:2] == (tokens[0].token_id,) * 2
+    assert two.ranks == (1, 1, 2)
+    assert two.logprobs[0] == two.logprobs[1] > two.logprobs[2]
+    assert zero == TokenLogprobs(two.token_ids[:1], two.logprobs[:1], two.ranks[:1])

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pocketlm.engine.batch import Batch, SampledToken
+from pocketlm.engine.block_manager import BlockManager
+from pocketlm.engine.scheduler import Scheduler
+from pocketlm.engine.sequence import Sequence, SequenceStatus
+from pocketlm.outputs import FinishReason, StepOutput
+from pocketlm.sampling import SamplingParams
+
+BLOCK_SIZE = 4
+
+
+def make_scheduler(
+    *,
+    max_num_seqs: int = 8,
+    max_batch_tokens: int = 16,
+    num_blocks: int = 100,
+    prefix_caching: bool = False,
+) -> Scheduler:
+    return Scheduler(max_num_seqs, max_batch_tokens, BlockManager(num_blocks, BLOCK_SIZE, prefix_caching))
+
+
+def make_sequence(seq_id: int, num_prompt_tokens: int, *, max_new_tokens: int = 100) -> Sequence:
+    """A prompt that begins like no other's."""
+    return Sequence(
+        seq_id, [seq_id] * num_prompt_tokens, SamplingParams(), seed=0, max_new_tokens=max_new_tokens
+    )
+
+
+def run_step(scheduler: Scheduler, token_id: int | None = 0) -> tuple[dict[int, int], list[StepOutput]]:
+    """One step in which each sequence that can draws `token_id`: {seq_id: tokens scheduled}, outputs."""
+    batch = scheduler.schedule()
+    scheduled = {seq.seq_id: num_tokens for seq, num_tokens in batch}
+    sampled = [SampledToken(token_id) if item.reaches_end else None for item in batch]
+    return scheduled, scheduler.update(batch, sampled)
+
+
+def test_nothing_to_do_is_an_empty_batch() -> None:
+    scheduler = make_scheduler()
+    assert not scheduler.has_work
+    assert scheduler.schedule() == []
+
+
+def test_prompts_are_computed_together_and_then_decode_one_token_a_step() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(0, 5))
+    scheduler.add(make_sequence(1, 3))
+    scheduled, outputs = run_step(scheduler)
+    assert scheduled == {0: 5, 1: 3}
+    assert outputs == [StepOutput(0, 0), StepOutput(1, 0)]
+    assert run_step(scheduler)[0] == {0: 1, 1: 1}
+
+
+def test_a_long_prompt_is_computed_in_chunks_and_draws_only_after_the_last() -> None:
+    scheduler = make_scheduler(max_batch_tokens=4)
+    scheduler.add(make_sequence(0, 10))
+    steps = [run_step(scheduler) for _ in range(4)]
+    assert [scheduled for scheduled, _ in steps] == [{0: 4}, {0: 4}, {0: 2}, {0: 1}]
+    assert [len(outputs) for _, outputs in steps] == [0, 0, 1, 1]
+
+
+def test_decoding_goes_before_prefill_within_the_budget() -> None:
+    scheduler = make_scheduler(max_batch_tokens=4)
+    scheduler.add(make_sequence(0, 2))
+    scheduler.add(make_sequence(1, 8))
+    scheduler.add(make_sequence(2, 2))
+    steps = [run_step(scheduler)[0] for _ in range(4)]
+    assert steps == [{0: 2, 1: 2}, {0: 1, 1: 3}, {0: 1, 1: 3}, {0: 1, 1: 1, 2: 2}]
+
+
+def test_waiting_sequences_start_in_order_of_arrival_when_a_seat_is_free() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    for seq_id in range(4):
+        scheduler.add(make_sequence(seq_id, 2, max_new_tokens=1 + seq_id))
+    assert [list(run_step(scheduler)[0]) for _ in range(4)] == [[0, 1], [1, 2], [2, 3], [2, 3]]
+
+
+def test_a_waiting_sequence_is_not_overtaken_by_one_that_would_fit() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    for seq_id, num_prompt_tokens in enumerate((9, 9, 1)):
+        scheduler.add(make_sequence(seq_id, num_prompt_tokens))
+    assert run_step(scheduler)[0] == {0: 9}
+
+
+def test_when_blocks_run_out_the_youngest_sits_out_then_is_preempted_then_comes_back() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    old, young = make_sequence(0, 8, max_new_tokens=7), make_sequence(1, 4)
+    scheduler.add(old)
+    scheduler.add(young)
+    assert run_step(scheduler, 5)[0] == {0: 8, 1: 4}  # 2 blocks and 1
+    for _ in range(4):  # the old one takes the last block; the young one has its own full, and waits
+        assert run_step(scheduler, 6)[0] == {0: 1}
+    assert (scheduler.num_preemptions, young.status) == (0, SequenceStatus.RUNNING)
+
+    assert run_step(scheduler, 6)[0] == {0: 1}  # the old one takes the young one's block
+    assert (scheduler.num_preemptions, young.status) == (1, SequenceStatus.WAITING)
+    assert (young.block_table, young.output_token_ids) == ([], [5])
+
+    assert run_step(scheduler, 6)[1] == [StepOutput(0, 6, FinishReason.LENGTH)]
+    assert run_step(scheduler, 7) == ({1: 5}, [StepOutput(1, 7)])
+    assert young.output_token_ids == [5, 7]
+
+
+def test_a_preempted_sequence_comes_back_before_those_that_came_later() -> None:
+    scheduler = make_scheduler(num_blocks=5, max_num_seqs=2)
+    scheduler.add(make_sequence(0, 8, max_new_tokens=7))
+    scheduler.add(make_sequence(1, 8))
+    scheduler.add(make_sequence(2, 1))
+    while scheduler.num_preemptions == 0:
+        run_step(scheduler)
+    assert [seq.seq_id for seq in scheduler.waiting] == [1, 2]
+
+
+def test_nobody_is_admitted_in_a_step_that_preempted() -> None:
+    """The one preempted would fit again for a chunk, only to be preempted once more."""
+    scheduler = make_scheduler(num_blocks=5, max_batch_tokens=4)
+    scheduler.add(make_sequence(0, 8))
+    scheduler.add(make_sequence(1, 8))
+    while scheduler.num_preemptions == 0:
+        scheduled, _ = run_step(scheduler)
+    assert scheduled == {0: 1}
+    assert scheduler.block_manager.num_free_blocks == 1
+    assert run_step(scheduler)[0] == {0: 1, 1: 3}
+
+
+def test_nobody_is_admitted_while_a_running_sequence_is_short_of_blocks() -> None:
+    scheduler = make_scheduler(num_blocks=5, max_batch_tokens=9)
+    for seq_id, num_prompt_tokens in enumerate((4, 14, 1)):
+        scheduler.add(make_sequence(seq_id, num_prompt_tokens))
+    assert run_step(scheduler)[0] == {0: 4, 1: 5}
+    assert run_step(scheduler)[0] == {0: 1}
+    assert scheduler.block_manager.num_free_blocks == 1  # the second needs two, the third needs one
+
+
+def test_a_sequence_waits_until_there_are_blocks_for_its_chunk() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    scheduler.add(make_sequence(0, 9, max_new_tokens=2))
+    scheduler.add(make_sequence(1, 8))
+    assert run_step(scheduler)[0] == {0: 9}
+    assert run_step(scheduler)[0] == {0: 1}
+    assert run_step(scheduler)[0] == {1: 8}
+
+
+def test_a_finished_sequence_gives_its_blocks_back() -> None:
+    scheduler = make_scheduler()
+    seq = make_sequence(0, 5, max_new_tokens=1)
+    scheduler.add(seq)
+    assert run_step(scheduler, 3)[1] == [StepOutput(0, 3, FinishReason.LENGTH)]
+    assert (seq.status, seq.finish_reason) == (SequenceStatus.FINISHED, FinishReason.LENGTH)
+    assert not scheduler.has_work
+    assert scheduler.block_manager.num_free_blocks == 100
+
+
+def test_a_cached_prefix_is_not_scheduled_again() -> None:
+    scheduler = make_scheduler(prefix_caching=True)
+    for seq_id in range(2):
+        seq = make_sequence(seq_id, 1, max_new_tokens=1)
+        seq.token_ids[:] = seq.prompt_token_ids[:] = range(10)
+        scheduler.add(seq)
+        scheduled, _ = run_step(scheduler)
+    assert scheduled == {1: 2}
+    assert scheduler.block_manager.prefix_cache_hits == 8
+
+
+def test_non_finite_logits_end_the_sequence_without_a_token() -> None:
+    scheduler = make_scheduler(prefix_caching=True)
+    seq = make_sequence(0, 9)
+    scheduler.add(seq)
+    _, [output] = run_step(scheduler, None)
+    assert (output.token_id, output.finish_reason) == (None, FinishReason.ERROR)
+    assert output.error is not None
+    assert "not finite" in output.error
+    assert seq.output_token_ids == []
+    assert not scheduler.has_work
+    assert scheduler.block_manager.num_free_blocks == 100
+    assert scheduler.block_manager.find_cached(make_sequence(0, 9)) == []  # its keys may be bad as well
+
+
+def test_abort_drops_a_running_and_a_waiting_sequence() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    running, waiting = make_sequence(0, 5), make_sequence(1, 5)
+    scheduler.add(running)
+    scheduler.add(waiting)
+    run_step(scheduler)
+    scheduler.abort(1)
+    scheduler.abort(0)
+    assert not scheduler.has_work
+    assert (running.finish_reason, waiting.finish_reason) == (FinishReason.ABORT, FinishReason.ABORT)
+    assert scheduler.block_manager.num_free_blocks == 100
+    assert scheduler.schedule() == []
+
+
+def test_abort_of_an_unknown_or_finished_sequence_has_no_effect() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(0, 5, max_new_tokens=1))
+    run_step(scheduler)
+    scheduler.abort(0)
+    scheduler.abort(1)
+    assert scheduler.block_manager.num_free_blocks == 100
+
+
+EOS = 2
+
+
+def next_token(token_ids: list[int]) -> int:
+    return zlib.crc32(bytes(token_ids)) % 10
+
+
+class RandomSchedule(RuleBasedStateMachine):
+    """Any order of adds, steps and aborts, on few blocks and small budgets.
+
+    `slots` plays the KV cache: what position p of a sequence leaves in its slot is the ids up to p, so
+    a sequence that reads another's slot, or a stale one, is found out.
+    """
+
+    @initialize(
+        num_blocks=st.integers(4, 6),
+        max_num_seqs=st.integers(1, 4),
+        max_batch_tokens=st.integers(1, 12),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, num_blocks: int, max_num_seqs: int, max_batch_tokens: int, prefix_caching: bool) -> None:
+        self.block_manager = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
+        self.scheduler = Scheduler(max_num_seqs, max_batch_tokens, self.block_manager)
+        self.slots: dict[int, list[int]] = {}
+        self.live: dict[int, Sequence] = {}
+        self.num_added = 0
+
+    @rule(
+        # Few different prompts, so that many begin alike.
+        prompt=st.lists(st.sampled_from([0, 0, 0, 1]), min_size=1, max_size=15),
+        max_new_tokens=st.integers(1, 12),
+    )
+    def add(self, prompt: list[int], max_new_tokens: int) -> None:
+        room = self.block_manager.num_blocks * BLOCK_SIZE - len(prompt)
+        seq = Sequence(
+            self.num_added,
+            prompt,
+            SamplingParams(),
+            seed=0,
+            max_new_tokens=min(max_new_tokens, room),
+            eos_token_ids=(EOS,),
+        )
+        self.num_added += 1
+        self.live[seq.seq_id] = seq
+        self.scheduler.add(seq)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        seq = self.live.pop(data.draw(st.sampled_from(sorted(self.live))))
+        self.scheduler.abort(seq.seq_id)
+        assert (seq.status, seq.block_table) == (SequenceStatus.FINISHED, [])
+
+    @precondition(lambda self: self.live)
+    @rule(num_steps=st.integers(1, 8))
+    def steps(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.step()
+
+    def step(self) -> None:
+        batch = self.scheduler.schedule()
+        assert bool(batch) == bool(self.live)
+        self.check_batch(batch)
+        self.compute(batch)
+        sampled = [SampledToken(next_token(seq.token_ids)) if end else None for seq, end in ends(batch)]
+        for output in self.scheduler.update(batch, sampled):
+            if output.finish_reason is not None:
+                self.check_answer(self.live.pop(output.seq_id), output.finish_reason)
+
+    def check_batch(self, batch: Batch) -> None:
+        assert sum(num_tokens for _, num_tokens in batch) <= self.scheduler.max_batch_tokens
+        assert len(batch) <= self.scheduler.max_num_seqs
+        assert [seq.seq_id for seq, _ in batch] == sorted({seq.seq_id for seq, _ in batch})
+        uses = Counter(block for seq in self.live.values() for block in seq.block_table)
+        for seq, num_tokens in batch:
+            assert 1 <= num_tokens <= seq.num_pending_tokens
+            end = seq.num_computed_tokens + num_tokens
+            assert len(seq.block_table) * BLOCK_SIZE >= end
+            for position in range(seq.num_computed_tokens, end):
+                assert uses[seq.block_table[position // BLOCK_SIZE]] == 1, "written by one, used by others"
+
+    def compute(self, batch: Batch) -> None:
+        for seq, num_tokens in batch:
+            for position in range(seq.num_computed_tokens + num_tokens):
+                slot = seq.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+                if position >= seq.num_computed_tokens:
+                    self.slots[slot] = seq.token_ids[: position + 1]
+                assert self.slots[slot] == seq.token_ids[: position + 1]
+
+    def check_answer(self, seq: Sequence, reason: FinishReason) -> None:
+        token_ids = list(seq.prompt_token_ids)
+        for _ in range(seq.max_new_tokens):
+            token_ids.append(next_token(token_ids))
+            if token_ids[-1] == EOS:
+                break
+        assert seq.token_ids == token_ids
+        assert reason is (FinishReason.STOP if token_ids[-1] == EOS else FinishReason.LENGTH)
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.block_manager.check_integrity(self.live.values())
+        assert self.scheduler.has_work == bool(self.live)
+
+    @invariant()
+    def order_of_arrival_is_kept(self) -> None:
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        assert [seq.seq_id for seq in (*running, *waiting)] == sorted(self.live)
+        assert all(seq.num_pending_tokens == 1 for seq in running[:-1])
+        assert all(seq.block_table == [] for seq in waiting)
+
+    def teardown(self) -> None:
+        """Everyone finishes: each step computes at least one token of the oldest sequence."""
+        num_steps = sum(seq.num_prompt_tokens + seq.max_new_tokens for seq in self.live.values())
+        while self.live:
+            assert num_steps > 0
+            num_steps -= 1
+            self.step()
+            self.books_balance()
+            self.order_of_arrival_is_kept()
+        assert self.block_manager.num_free_blocks == self.block_manager.num_blocks
+
+
+def ends(batch: Batch) -> list[tuple[Sequence, bool]]:
+    return [(item.seq, item.reaches_end) for item in batch]
+
+
+# Derandomized: the same examples on every run, so that a failure is everybody's failure.
+RandomSchedule.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=30, deadline=None, derandomize=True, database=None
+)
+test_random_schedule = RandomSchedule.TestCase

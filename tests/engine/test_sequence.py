@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pocketlm.engine.sequence import Sequence
+from pocketlm.outputs import FinishReason
+from pocketlm.sampling import SamplingParams
+
+EOS = 7
+
+
+def make_sequence(params: SamplingParams, *, max_new_tokens: int = 10) -> Sequence:
+    return Sequence(0, [1, 2, 3], params, seed=0, max_new_tokens=max_new_tokens, eos_token_ids=(EOS,))
+
+
+def test_a_new_sequence_has_its_prompt_pending() -> None:
+    seq = make_sequence(SamplingParams())
+    assert (seq.num_tokens, seq.num_prompt_tokens, seq.num_output_tokens) == (3, 3, 0)
+    assert seq.num_pending_tokens == 3
+    assert seq.output_token_ids == []
+
+
+def test_output_follows_the_prompt_and_leaves_it_unchanged() -> None:
+    seq = make_sequence(SamplingParams())
+    seq.append(4)
+    seq.append(5)
+    assert seq.token_ids == [1, 2, 3, 4, 5]
+    assert seq.prompt_token_ids == [1, 2, 3]
+    assert seq.output_token_ids == [4, 5]
+
+
+def test_the_eos_token_stops_and_is_kept() -> None:
+    seq = make_sequence(SamplingParams())
+    assert seq.append(4) is None
+    assert seq.append(EOS) is FinishReason.STOP
+    assert seq.output_token_ids == [4, EOS]
+
+
+def test_ignore_eos_ignores_eos_but_not_stop_token_ids() -> None:
+    seq = make_sequence(SamplingParams(ignore_eos=True, stop_token_ids=[9]))
+    assert seq.append(EOS) is None
+    assert seq.append(9) is FinishReason.STOP
+
+
+def test_the_last_token_allowed_ends_with_length() -> None:
+    seq = make_sequence(SamplingParams(), max_new_tokens=2)
+    assert seq.append(4) is None
+    assert seq.append(4) is FinishReason.LENGTH
+
+
+def test_a_stop_token_in_the_last_place_is_a_stop() -> None:
+    seq = make_sequence(SamplingParams(), max_new_tokens=1)
+    assert seq.append(EOS) is FinishReason.STOP
+
+
+def test_what_would_end_the_answer_is_banned_until_min_tokens() -> None:
+    seq = make_sequence(SamplingParams(min_tokens=2, stop_token_ids=[9]))
+    assert seq.banned_ids == [EOS, 9]
+    seq.append(4)
+    assert seq.banned_ids == [EOS, 9]
+    seq.append(4)
+    assert seq.banned_ids == []
+
+
+def test_an_ignored_eos_is_not_banned() -> None:
+    assert make_sequence(SamplingParams(min_tokens=2, ignore_eos=True)).banned_ids == []

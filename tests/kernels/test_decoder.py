@@ -1,0 +1,204 @@
+"""The compiled forward pass equals the NumPy reference, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from random_model import random_spec, random_weights
+
+from pocketlm import kernels
+from pocketlm.kernels.inputs import BLOCK_SIZE, Float32Array, ForwardInputs
+from pocketlm.kernels.spec import ACTIVATIONS, DecoderSpec
+
+COMPILED_ISAS = kernels.available_isas()[:-1]
+
+needs_core = pytest.mark.skipif(not COMPILED_ISAS, reason="the compiled core was not built")
+
+# Changes to the spec, and options of random_weights.
+SPECS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gpt2": ({}, {}),
+    "odd sizes": (
+        dict(hidden_size=35, num_heads=5, num_kv_heads=5, head_dim=7, intermediate_size=131, vocab_size=211),
+        {},
+    ),
+    "head of 64": (dict(hidden_size=128, num_heads=2, num_kv_heads=2, head_dim=64, vocab_size=300), {}),
+    "head of 80": (dict(hidden_size=80, num_heads=1, num_kv_heads=1, head_dim=80), {}),
+    "half precision weights": ({}, dict(dtype=np.float16)),
+    "llama": (
+        dict(
+            norm="rms",
+            activation="silu",
+            gated_mlp=True,
+            num_kv_heads=2,
+            rotary_frequencies=(1.0, 0.3, 0.1, 0.03, 0.01),
+        ),
+        dict(biases=False, learned_positions=False),
+    ),
+    "phi": (
+        dict(parallel_residual=True, rotary_frequencies=(1.0, 0.1)),
+        dict(learned_positions=False, shared_norm=True),
+    ),
+    "gpt-neox": (
+        dict(parallel_residual=True, activation="gelu", rotary_frequencies=(1.0, 0.1)),
+        dict(learned_positions=False),
+    ),
+    "opt": (dict(activation="relu", position_offset=2), {}),
+    "gemma": (
+        dict(
+            norm="rms",
+            gated_mlp=True,
+            num_kv_heads=1,
+            head_dim=24,
+            embedding_scale=6.3,
+            rotary_frequencies=(1.0, 0.2),
+        ),
+        dict(biases=False, learned_positions=False),
+    ),
+    **{name: ({"activation": name}, {}) for name in ACTIVATIONS},
+}
+
+
+def ragged_batch(spec: DecoderSpec, rng: np.random.Generator, lengths: list[int]) -> list[ForwardInputs]:
+    """Two steps over shuffled blocks: most of each prompt in the first, its rest in the second."""
+    num_blocks = -(-max(lengths) // BLOCK_SIZE)
+    tables = rng.permutation(num_blocks * len(lengths)).reshape(len(lengths), num_blocks).astype(np.int32)
+    tokens = [rng.integers(0, spec.vocab_size, n).astype(np.int32) for n in lengths]
+    cuts = [max(1, n - 1 - i % 3) for i, n in enumerate(lengths)]
+    steps = []
+    for starts, ends in (([0] * len(lengths), cuts), (cuts, lengths)):
+        positions = [np.arange(a, b, dtype=np.int32) for a, b in zip(starts, ends, strict=True)]
+        slots = [tables[s, p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for s, p in enumerate(positions)]
+        query_starts = np.cumsum([0, *(len(p) for p in positions)]).astype(np.int32)
+        steps.append(
+            ForwardInputs(
+                token_ids=np.concatenate([tokens[s][p] for s, p in enumerate(positions)]),
+                positions=np.concatenate(positions),
+                slot_mapping=np.concatenate(slots).astype(np.int32),
+                block_tables=tables,
+                context_lens=np.array(ends, np.int32),
+                query_starts=query_starts,
+                logit_rows=np.arange(query_starts[-1], dtype=np.int32)[::-1].copy(),
+            )
+        )
+    return steps
+
+
+def run(decoder: kernels.Decoder, steps: list[ForwardInputs], num_blocks: int) -> Float32Array:
+    cache = decoder.new_kv_cache(num_blocks)
+    return np.concatenate([decoder.forward(step, cache) for step in steps])
+
+
+@needs_core
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("name", SPECS)
+def test_equals_the_reference(name: str, dtype: str, isa: str) -> None:
+    changes, options = SPECS[name]
+    spec = random_spec(**changes)
+    weights = random_weights(spec, **options)
+    steps = ragged_batch(spec, np.random.default_rng(1), [1, 2, 17, 33, 50])
+    outputs = {}
+    for each in ("reference", isa):
+        decoder = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=2, isa_name=each)
+        outputs[each] = run(decoder, steps, 5 * 4)
+    expected = outputs["reference"]
+    # int8: two values that differ in the last bit may round to neighbouring 8-bit numbers.
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    differences = np.abs(outputs[isa] - expected)
+    largest, typical = float(differences.max()), float(differences.mean())
+    assert largest <= tolerance * float(np.abs(expected).max())
+    assert typical <= tolerance / 10 * float(np.abs(expected).max())
+
+
+@needs_core
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_ids", 97),
+        ("token_ids", -1),
+        ("positions", 96),
+        ("positions", 60),  # within the window, beyond the context
+        ("slot_mapping", 20 * BLOCK_SIZE),
+        ("block_tables", 20),
+        ("context_lens", 0),
+        ("context_lens", 97),
+        ("query_starts", 1),
+        ("logit_rows", 103),
+        ("logit_rows", -1),
+    ],
+)
+def test_bad_indices_are_refused(name: str, value: int) -> None:
+    spec = random_spec()
+    decoder = kernels.create_decoder(spec, random_weights(spec), dtype="float32", num_threads=1)
+    cache = decoder.new_kv_cache(20)
+    good = ragged_batch(spec, np.random.default_rng(1), [1, 2, 17, 33, 50])[0]
+    bad = getattr(good, name).copy()
+    bad[(0,) * bad.ndim] = value
+    with pytest.raises(ValueError, match=name if name != "positions" else "position"):
+        decoder.forward(good._replace(**{name: bad}), cache)
+    decoder.forward(good, cache)
+
+
+@needs_core
+@pytest.mark.parametrize("problem", ["missing", "shape", "dtype"])
+def test_bad_weights_are_refused_by_name(problem: str) -> None:
+    spec = random_spec()
+    weights = random_weights(spec)
+    if problem == "missing":
+        del weights["layers.1.up.weight"]
+    elif problem == "shape":
+        weights["layers.1.up.weight"] = weights["layers.1.up.weight"][:-1]
+    else:
+        weights["layers.1.up.weight"] = weights["layers.1.up.weight"].astype(np.float64)
+    with pytest.raises(ValueError, match=r"layers\.1\.up\.weight"):
+        kernels.create_decoder(spec, weights, dtype="int8", num_threads=1, isa_name=COMPILED_ISAS[0])
+
+
+@pytest.mark.parametrize("isa", kernels.available_isas())
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_one_bad_sequence_does_not_touch_the_others(dtype: str, isa: str) -> None:
+    """NaN in the embedding of one token: only the sequence that holds it has logits that are not finite."""
+    spec = random_spec()
+    weights = random_weights(spec)
+    steps = ragged_batch(spec, np.random.default_rng(1), [5, 9])
+    steps[0].token_ids[:] = np.arange(len(steps[0].token_ids))
+    clean = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=1, isa_name=isa)
+    expected = clean.forward(steps[0], clean.new_kv_cache(2))
+    weights["token_embedding"] = weights["token_embedding"].copy()
+    weights["token_embedding"][1] = np.nan  # the second token of the first sequence
+    decoder = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=1, isa_name=isa)
+    logits = decoder.forward(steps[0], decoder.new_kv_cache(2))
+    second = steps[0].logit_rows >= steps[0].query_starts[1]
+    assert not np.isfinite(logits[~second]).all()
+    np.testing.assert_array_equal(logits[second], expected[second])
+
+
+@pytest.mark.parametrize("isa", kernels.available_isas())
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_rows_do_not_depend_on_batch_chunks_or_threads(dtype: str, isa: str) -> None:
+    """Every sequence token by token, alone and on one thread, has bit for bit the logits of the batch."""
+    spec = random_spec(hidden_size=128, num_heads=2, num_kv_heads=2, head_dim=64, vocab_size=130)
+    weights = random_weights(spec)
+    rng = np.random.default_rng(2)
+    lengths = [1, 7, 18, 40]
+    steps = ragged_batch(spec, rng, lengths)
+    together = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=2, isa_name=isa)
+    cache = together.new_kv_cache(12)
+    alone = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=1, isa_name=isa)
+    alone_cache = alone.new_kv_cache(12)
+    for step in steps:
+        logits = together.forward(step, cache)[np.argsort(step.logit_rows)]
+        for s in range(len(lengths)):
+            for t in range(step.query_starts[s], step.query_starts[s + 1]):
+                single = ForwardInputs(
+                    token_ids=step.token_ids[t : t + 1],
+                    positions=step.positions[t : t + 1],
+                    slot_mapping=step.slot_mapping[t : t + 1],
+                    block_tables=step.block_tables[s : s + 1],
+                    context_lens=step.positions[t : t + 1] + np.int32(1),
+                    query_starts=np.array([0, 1], np.int32),
+                    logit_rows=np.zeros(1, np.int32),
+                )
+                np.testing.assert_array_equal(alone.forward(single, alone_cache)[0], logits[t])
