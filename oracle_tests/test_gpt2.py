@@ -1,8 +1,7 @@
-"""GPT-2 checkpoints against Transformers itself, on configurations that no test has seen before."""
+"""GPT-2 checkpoints against Transformers itself, on other configurations than those recorded."""
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,10 @@ from pocketlm.kernels.reference import ACTIVATIONS
 from pocketlm.models import gpt2, load_checkpoint
 from pocketlm.text.tokenizer import Tokenizer
 
-SEED = secrets.randbits(32)  # new each time; a failure names it
+SEED = 20261122
+# A model so wild that Transformers' own float32 strays this far from its float64 says nothing about ours
+# at a tolerance of 1e-4, and another one is drawn.
+MAX_ROUNDING = 1e-5
 TEXTS = [
     "",
     " ",
@@ -57,11 +59,15 @@ def assert_close(found: Float32Array, expected: Float32Array) -> None:
 @pytest.mark.parametrize("index", range(24))
 def test_random_configurations(tmp_path: Path, index: int) -> None:
     rng = np.random.Generator(np.random.PCG64([SEED, index]))
-    options = draw_options(rng, index)
-    prompt = draw_prompt(rng, options["vocab_size"])
-    print(f"SEED = {SEED}: {options}")
-    folder = write_checkpoint(tmp_path / "m", tokenizer=False, **options)
-    tokens, logits = oracle.greedy(oracle.load(folder), prompt, NUM_NEW_TOKENS)
+    rounding = 1.0
+    while rounding > MAX_ROUNDING:
+        options = draw_options(rng, index)
+        prompt = draw_prompt(rng, options["vocab_size"])
+        folder = write_checkpoint(tmp_path / str(options["seed"]), tokenizer=False, **options)
+        model = oracle.load(folder)
+        tokens, logits = oracle.greedy(model, prompt, NUM_NEW_TOKENS)
+        rounding = oracle.rounding(model, prompt, tokens, logits)
+    print(options)
     for isa in kernels.available_isas():
         # Given Transformers' tokens, so that the logits of every step can be compared.
         sequence = SequenceDriver(float32_decoder(folder, isa), len(prompt) + NUM_NEW_TOKENS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ def greedy(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[int
 def load(folder: Path) -> Any:
     """The model in float32, its mathematics as written: attention in PyTorch operations."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def rounding(model: Any, prompt: Sequence[int], tokens: Sequence[int], logits: Float32Array) -> float:
+    """How far rounding took the logits of `greedy`: their distance from those of the same model in
+    float64, as a share of the largest one."""
+    exact = copy.deepcopy(model).double()
+    for layer in exact.transformer.h:
+        layer.attn.reorder_and_upcast_attn = False  # that path insists on float32
+    with torch.inference_mode():
+        exact_logits = exact(torch.tensor([[*prompt, *tokens[:-1]]])).logits[0, len(prompt) - 1 :].numpy()
+    return float(np.abs(logits - exact_logits).max() / np.abs(exact_logits).max())
 
 
 def smallest_margin(logits: Float32Array) -> float:
