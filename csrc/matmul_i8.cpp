@@ -9,46 +9,57 @@
 
 namespace pocketlm::POCKETLM_ISA {
 
-// kLanes columns of 32-bit sums. add() takes the weights of those columns for 4 steps of k, kLanes x 4
-// bytes, and the 4 activations that meet them.
-struct Sums {
+// Sums: kLanes columns of 32-bit sums. Weights: of those columns for 4 steps of k, kLanes x 4 bytes.
+// Activations: the 4 that meet them. Sums are i32x: an array of __m512i is kept in memory by GCC 12, and
+// every step then goes there and back.
 #if defined(__AVX512VNNI__)
-  __m512i sums = _mm512_setzero_si512();
-  static __m512i weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  static __m512i activations(int32_t four) { return _mm512_set1_epi32(four); }
-  void add(__m512i weights, __m512i activations) { sums = _mm512_dpbusd_epi32(sums, weights, activations); }
-  i32x total() const { return reinterpret_cast<i32x>(sums); }
+using Sums = i32x;
+using Weights = __m512i;
+using Activations = __m512i;
+static inline Weights load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline Activations spread(int32_t four) { return _mm512_set1_epi32(four); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return reinterpret_cast<i32x>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), weights, activations));
+}
+static inline i32x total(Sums sums) { return sums; }
 #elif defined(__AVX2__)
-  // In 16 bits the products of two neighbours are added exactly; vpmaddubsw would saturate.
-  struct Weights {
-    __m256i low, high;  // columns 0 to 3, columns 4 to 7
-  };
-  __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
-  static Weights weights(const uint8_t* p) {
-    const __m128i* halves = reinterpret_cast<const __m128i*>(p);
-    return {_mm256_cvtepu8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepu8_epi16(_mm_loadu_si128(halves + 1))};
-  }
-  static __m256i activations(int32_t four) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(four)); }
-  void add(Weights weights, __m256i activations) {
-    low = _mm256_add_epi32(low, _mm256_madd_epi16(weights.low, activations));
-    high = _mm256_add_epi32(high, _mm256_madd_epi16(weights.high, activations));
-  }
-  i32x total() const {  // add the two halves of each column, then put the columns in order
-    return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0b11011000));
-  }
-#else
-  i32x sums = {};
-  static const uint8_t* weights(const uint8_t* p) { return p; }
-  static int32_t activations(int32_t four) { return four; }
-  void add(const uint8_t* weights, int32_t activations) {
-    int8_t x[4];
-    std::memcpy(x, &activations, 4);
-    for (int i = 0; i < kLanes; ++i)
-      for (int j = 0; j < 4; ++j) sums[i] += weights[4 * i + j] * x[j];
-  }
-  i32x total() const { return sums; }
-#endif
+// In 16 bits the products of two neighbours are added exactly; vpmaddubsw would saturate.
+struct Sums {
+  i32x low, high;  // columns 0 to 3, columns 4 to 7, two halves each
 };
+struct Weights {
+  __m256i low, high;
+};
+using Activations = __m256i;
+static inline Weights load_weights(const uint8_t* p) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepu8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepu8_epi16(_mm_loadu_si128(halves + 1))};
+}
+static inline Activations spread(int32_t four) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(four)); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return {sums.low + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.low, activations)),
+          sums.high + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.high, activations))};
+}
+static inline i32x total(Sums sums) {  // add the two halves of each column, then put the columns in order
+  const __m256i halves =
+      _mm256_hadd_epi32(reinterpret_cast<__m256i>(sums.low), reinterpret_cast<__m256i>(sums.high));
+  return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(halves, 0b11011000));
+}
+#else
+using Sums = i32x;
+using Weights = const uint8_t*;
+using Activations = int32_t;
+static inline Weights load_weights(const uint8_t* p) { return p; }
+static inline Activations spread(int32_t four) { return four; }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  int8_t x[4];
+  std::memcpy(x, &activations, 4);
+  for (int i = 0; i < kLanes; ++i)
+    for (int j = 0; j < 4; ++j) sums[i] += weights[4 * i + j] * x[j];
+  return sums;
+}
+static inline i32x total(Sums sums) { return sums; }
+#endif
 
 constexpr int kRows = 6;
 constexpr int kVectors = kLanes == 16 ? 4 : 1;
@@ -56,23 +67,23 @@ constexpr int kVectors = kLanes == 16 ? 4 : 1;
 template <int kNumRows>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
                  int column, int first, const Output& out) {
-  Sums sums[kNumRows][kVectors];
+  Sums sums[kNumRows][kVectors] = {};
   const int8_t* values = x.values + row * x.stride;
   for (int i = 0; i < k; i += 4) {
-    const uint8_t* weights = panel + (i * kPanelColumns + first * 4);
-    decltype(Sums::weights(weights)) w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = Sums::weights(weights + v * kLanes * 4);
+    Weights weights[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      weights[v] = load_weights(panel + (i * kPanelColumns + (first + v * kLanes) * 4));
     for (int r = 0; r < kNumRows; ++r) {
       int32_t four;
       std::memcpy(&four, values + r * x.stride + i, 4);
-      const auto activations = Sums::activations(four);
-      for (int v = 0; v < kVectors; ++v) sums[r][v].add(w[v], activations);
+      const Activations activations = spread(four);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = add_products(sums[r][v], weights[v], activations);
     }
   }
   for (int r = 0; r < kNumRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       const int lane = first + v * kLanes;
-      const i32x exact = sums[r][v].total() - 128 * x.sums[row + r];
+      const i32x exact = total(sums[r][v]) - 128 * x.sums[row + r];
       const f32x scale = x.scales[row + r] * load(column_scales + column + lane);
       finish(__builtin_convertvector(exact, f32x) * scale, out, row + r, column + lane);
     }
@@ -110,18 +121,18 @@ void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum)
   const bool finite = pocketlm::POCKETLM_ISA::sum(poison) == 0.0f;
   const float inverse = finite && peak > 0.0f ? 127.0f / peak : 0.0f;
   *scale = finite ? peak / 127.0f : NAN;
-  int32_t total = 0;
+  int32_t row_sum = 0;
   for (i = 0; i < n; i += kLanes) {
     const int width = n - i < kLanes ? n - i : kLanes;
     const f32x v = width == kLanes ? load(x + i) : load_some(x + i, width, 0.0f);
     const i32x rounded = round_to_int(finite ? v * inverse : f32x{});
     for (int j = 0; j < width; ++j) {
       values[i + j] = static_cast<int8_t>(rounded[j]);
-      total += rounded[j];
+      row_sum += rounded[j];
     }
   }
   for (i = n; i < round_up(n, 4); ++i) values[i] = 0;
-  *sum = total;
+  *sum = row_sum;
 }
 
 }  // namespace pocketlm::POCKETLM_ISA
