@@ -23,7 +23,8 @@ help:
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-	  echo "pocketlm needs Python 3.10 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	  found=$$($(PYTHON) --version 2>&1) || found="not installed"; \
+	  echo "pocketlm needs Python 3.10 or later; '$(PYTHON)' is $$found."; \
 	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 serve"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is missing."; \
