@@ -67,7 +67,7 @@ struct Kernels {
   void (*quantize)(const float* x, int n, int8_t* values, float* scale, int32_t* sum);
 
   // softmax(scale * q K) V over the first `length` positions. `scores` has room for them, rounded up to
-  // 64; `out` has room for the head size rounded up to 16.
+  // a block; `out` has room for the head size rounded up to 16.
   void (*attend_f32)(const float* q, const HeadBlocks<float>& blocks, int head_dim, int length, float scale,
                      float* scores, float* out);
   void (*attend_f16)(const float* q, const HeadBlocks<uint16_t>& blocks, int head_dim, int length,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 from random_model import random_spec, random_weights
 from served import bundled_model
 
 from pocketlm import kernels, loading
 from pocketlm.config import EngineConfig, engine_config
-from pocketlm.errors import ConfigError
+from pocketlm.errors import ConfigError, ModelLoadError
 from pocketlm.hub import resolve
 from pocketlm.loading import (
     LoadedModel,
@@ -128,3 +130,9 @@ def test_a_budget_below_one_context_is_refused_with_both_numbers(monkeypatch: py
         ConfigError, match=r"may take 100 ?B.*one context of 64 tokens needs \d.*kv_cache_memory"
     ):
         blocks(0, monkeypatch, kv_cache_memory=100)
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", seed=1, vocab_size=97)  # the tokenizer has more tokens
+    with pytest.raises(ModelLoadError, match=r"vocab_size is 97; they do not belong together"):
+        load_model(str(folder), EngineConfig(num_threads=1))

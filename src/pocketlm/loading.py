@@ -12,7 +12,7 @@ from pocketlm import hardware, kernels
 from pocketlm.accuracy import PASSAGE, compare
 from pocketlm.config import EngineConfig
 from pocketlm.engine.engine import Engine
-from pocketlm.errors import ConfigError
+from pocketlm.errors import ConfigError, ModelLoadError
 from pocketlm.hub import resolve
 from pocketlm.kernels import Decoder
 from pocketlm.models import Checkpoint, load_checkpoint
@@ -56,6 +56,7 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
     start = time.perf_counter()
     checkpoint = load_checkpoint(resolve(name))
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
+    check_tokenizer(tokenizer, checkpoint)
 
     isa, isa_reason = kernels.isa()
     num_threads, threads_reason = resolve_num_threads(config)
@@ -95,6 +96,16 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
         settings=settings,
         load_s=load_s,
     )
+
+
+def check_tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Refuse the tokenizer of another model. (Some have a few tokens more than the model, never used.)"""
+    largest_id = max(tokenizer.encode(PASSAGE), default=0)
+    if largest_id >= checkpoint.spec.vocab_size:
+        raise ModelLoadError(
+            f"{checkpoint.folder}: the tokenizer gives plain English the token id {largest_id}, but the "
+            f"model's vocab_size is {checkpoint.spec.vocab_size}; they do not belong together"
+        )
 
 
 def resolve_num_threads(config: EngineConfig) -> tuple[int, str]:
