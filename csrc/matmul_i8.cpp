@@ -62,6 +62,7 @@ static inline i32x total(Sums sums) { return sums; }
 #endif
 
 constexpr int kRows = 6;
+constexpr int kPrefetchBytes = 2048;  // how far ahead weights are asked for, out of the second-level cache
 constexpr int kVectors = kLanes == 16 ? 4 : 1;
 
 template <int kNumRows>
@@ -71,8 +72,11 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   const int8_t* values = x.values + row * x.stride;
   for (int i = 0; i < k; i += 4) {
     Weights weights[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      weights[v] = load_weights(panel + (i * kPanelColumns + (first + v * kLanes) * 4));
+    for (int v = 0; v < kVectors; ++v) {
+      const uint8_t* p = panel + (i * kPanelColumns + (first + v * kLanes) * 4);
+      __builtin_prefetch(p + kPrefetchBytes);
+      weights[v] = load_weights(p);
+    }
     for (int r = 0; r < kNumRows; ++r) {
       int32_t four;
       std::memcpy(&four, values + r * x.stride + i, 4);
