@@ -45,17 +45,46 @@ static inline i32x total(Sums sums) {  // add the two halves of each column, the
       _mm256_hadd_epi32(reinterpret_cast<__m256i>(sums.low), reinterpret_cast<__m256i>(sums.high));
   return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(halves, 0b11011000));
 }
+#elif defined(__SSE2__)  // as AVX2, half as wide
+struct Sums {
+  i32x low, high;  // columns 0 and 1, columns 2 and 3, two halves each
+};
+struct Weights {
+  __m128i low, high;
+};
+using Activations = __m128i;
+static inline Weights load_weights(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+  return {_mm_unpacklo_epi8(bytes, zero), _mm_unpackhi_epi8(bytes, zero)};
+}
+static inline Activations spread(
+    int32_t four) {  // a byte in the upper half of 16 bits, shifted down with its sign
+  const __m128i bytes = _mm_set1_epi32(four);
+  return _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+}
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return {sums.low + reinterpret_cast<i32x>(_mm_madd_epi16(weights.low, activations)),
+          sums.high + reinterpret_cast<i32x>(_mm_madd_epi16(weights.high, activations))};
+}
+static inline i32x total(Sums sums) {
+  const __m128 low = reinterpret_cast<__m128>(sums.low), high = reinterpret_cast<__m128>(sums.high);
+  return reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b10001000)) +
+         reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b11011101));
+}
 #else
 using Sums = i32x;
-using Weights = const uint8_t*;
+using Weights = i32x;  // 4 steps of k in the bytes of each lane
 using Activations = int32_t;
-static inline Weights load_weights(const uint8_t* p) { return p; }
+static inline Weights load_weights(const uint8_t* p) {
+  Weights weights;
+  std::memcpy(&weights, p, sizeof weights);
+  return weights;
+}
 static inline Activations spread(int32_t four) { return four; }
 static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
   int8_t x[4];
   std::memcpy(x, &activations, 4);
-  for (int i = 0; i < kLanes; ++i)
-    for (int j = 0; j < 4; ++j) sums[i] += weights[4 * i + j] * x[j];
+  for (int j = 0; j < 4; ++j) sums += (weights >> (8 * j) & 0xff) * x[j];
   return sums;
 }
 static inline i32x total(Sums sums) { return sums; }

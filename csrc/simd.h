@@ -13,7 +13,7 @@
 #include "half.h"
 #include "kernels.h"
 
-#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
