@@ -104,12 +104,14 @@ def test_equals_the_reference(name: str, dtype: str, isa: str) -> None:
         decoder = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=2, isa_name=each)
         outputs[each] = run(decoder, steps, 5 * 4)
     expected = outputs["reference"]
-    # int8: two values that differ in the last bit may round to neighbouring 8-bit numbers.
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
-    differences = np.abs(outputs[isa] - expected)
-    largest, typical = float(differences.max()), float(differences.mean())
-    assert largest <= tolerance * float(np.abs(expected).max())
-    assert typical <= tolerance / 10 * float(np.abs(expected).max())
+    differences = np.abs(outputs[isa] - expected).max(axis=1) / np.abs(expected).max()  # of each row
+    if dtype == "float32":
+        assert float(differences.max()) <= 1e-5
+    else:
+        # Where two numbers differ in the last bit one may round to another 8-bit number, and then the
+        # later rows of its sequence differ too. That is rare: most rows are as close as in float32.
+        assert float(differences.max()) <= 2e-2
+        assert float(np.median(differences)) <= 1e-5
 
 
 @needs_core
