@@ -12,6 +12,7 @@ import pytest
 from command import COMMAND, pocketlm
 
 PROMPT = "Kubernetes is a"
+LONG_RUN = [*"generate --max-tokens 500 --num-return-sequences 16 --temperature 1".split(), PROMPT]
 
 
 def test_the_text_alone_is_on_stdout() -> None:
@@ -108,18 +109,8 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_leaves_quietly() -> None:
-    arguments = [
-        "generate",
-        PROMPT,
-        "--max-tokens",
-        "500",
-        "--num-return-sequences",
-        "16",
-        "--temperature",
-        "1",
-    ]
     with subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *LONG_RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(len(PROMPT) + 5).startswith(PROMPT)  # it is generating
@@ -130,18 +121,8 @@ def test_ctrl_c_leaves_quietly() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pipes")
 def test_a_closed_pipe_ends_it_quietly() -> None:
-    arguments = [
-        "generate",
-        PROMPT,
-        "--max-tokens",
-        "500",
-        "--num-return-sequences",
-        "16",
-        "--temperature",
-        "1",
-    ]
     with subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *LONG_RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.read(len(PROMPT) + 5)
