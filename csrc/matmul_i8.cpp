@@ -57,8 +57,8 @@ static inline Weights load_weights(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
   return {_mm_unpacklo_epi8(bytes, zero), _mm_unpackhi_epi8(bytes, zero)};
 }
-static inline Activations spread(
-    int32_t four) {  // a byte in the upper half of 16 bits, shifted down with its sign
+// Each byte in the upper half of 16 bits, then shifted down with its sign.
+static inline Activations spread(int32_t four) {
   const __m128i bytes = _mm_set1_epi32(four);
   return _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
 }
