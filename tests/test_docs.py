@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer.core
+import typer.main
 
 from pocketlm import SamplingParams
 from pocketlm.cli import app
@@ -42,14 +44,13 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_readme_names_commands_and_flags_that_exist() -> None:
-    import typer.main
-
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
     lines = [line for block in blocks(README) for line in block.splitlines() if "pocketlm " in line]
     assert lines
     for line in lines:
         words = shlex.split(line[line.index("pocketlm ") :], comments=True)
-        command = commands[words[1]]
+        command = group.commands[words[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known
 
