@@ -8,7 +8,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h)
 # Built in the open with warnings as errors; a user's install only warns.
 INSTALL := $(BIN)/pip install --quiet --editable
 
-.PHONY: help serve test lint format test-oracle sanitize bench clean
+.PHONY: help serve test lint format docs test-oracle sanitize bench load clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,9 +16,11 @@ help:
 	@echo "make test          install, and run the tests"
 	@echo "make lint          check style, types, layers and the C++ format"
 	@echo "make format        put the sources in style"
+	@echo "make docs          write the tables of docs/ that are made from the code"
 	@echo "make test-oracle   compare with Hugging Face Transformers (installs torch)"
 	@echo "make sanitize      run the kernel tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make bench         measure the engine"
+	@echo "make load          200 clients for two minutes against a server of its own"
 	@echo "make clean         remove what the others made"
 
 $(VENV)/created:
@@ -68,6 +70,9 @@ format: $(VENV)/installed-lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
+docs: $(VENV)/installed
+	$(BIN)/python scripts/write_docs.py
+
 test-oracle: $(VENV)/installed-oracle
 	$(BIN)/python -m pytest oracle_tests
 
@@ -76,6 +81,9 @@ sanitize: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/engine.py
+
+load: $(VENV)/installed-test
+	$(BIN)/python benchmarks/load.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

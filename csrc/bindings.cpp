@@ -1,6 +1,7 @@
 // The Python side of the core. Every index and shape that comes from outside is checked here, once.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -170,7 +171,7 @@ Dtype dtype_named(const std::string& name) {
 }
 
 struct PyDecoder {
-  std::vector<AnyArray> arrays;  // keeps alive what the decoder only views
+  std::vector<AnyArray> tables;  // the decoder views these; all else it packs into memory of its own
   std::unique_ptr<Decoder> decoder;
 
   PyDecoder(nb::handle python_spec, nb::dict python_weights, const std::string& dtype, int num_threads,
@@ -180,9 +181,11 @@ struct PyDecoder {
     require(num_threads >= 1 && num_threads <= 1024, "num_threads must be 1 to 1024");
     const Spec spec = spec_from(python_spec);
     Weights weights;
-    for (auto [name, value] : python_weights) {
-      arrays.push_back(nb::cast<AnyArray>(value));
-      weights[nb::cast<std::string>(name)] = tensor_from(nb::cast<std::string>(name), arrays.back());
+    for (auto [key, value] : python_weights) {  // the dict keeps the arrays alive for now
+      const auto name = nb::cast<std::string>(key);
+      const auto array = nb::cast<AnyArray>(value);
+      weights[name] = tensor_from(name, array);
+      if (name == "token_embedding" || name == "position_embedding") tables.push_back(array);
     }
     check_weights(spec, weights);
     nb::gil_scoped_release release;
@@ -285,6 +288,29 @@ void sample(PyDecoder& self, Table<float> logits, Vector<float> temperature, Vec
   });
 }
 
+void log_probabilities(PyDecoder& self, Table<float> logits, Vector<int32_t> token_ids,
+                       Vector<int32_t> num_logprobs, OutTable<int32_t> logprob_ids, OutTable<float> logprobs,
+                       OutTable<int32_t> ranks) {
+  const int vocab_size = self.decoder->spec().vocab_size;
+  const int num_rows = length(logits);
+  const size_t width = logprob_ids.shape(1);
+  require_length("a row of logits", logits.shape(1), vocab_size);
+  for (const size_t size :
+       {token_ids.size(), num_logprobs.size(), logprob_ids.shape(0), logprobs.shape(0), ranks.shape(0)})
+    require_length("an input", size, num_rows);
+  require_length("a row of logprobs", logprobs.shape(1), width);
+  require_length("a row of ranks", ranks.shape(1), width);
+  require_range("token_ids", token_ids, 0, vocab_size);
+  require_range("num_logprobs", num_logprobs, 0, static_cast<int>(width));
+  nb::gil_scoped_release release;
+  self.decoder->sample(num_rows, [&](int r, Sampler& sampler) {
+    const float* row_logits = logits.data() + static_cast<int64_t>(r) * vocab_size;
+    if (sampler.all_finite(row_logits))
+      sampler.report(row_logits, token_ids.data()[r], num_logprobs.data()[r],
+                     {logprob_ids.data() + r * width, logprobs.data() + r * width, ranks.data() + r * width});
+  });
+}
+
 }  // namespace
 }  // namespace pocketlm
 
@@ -324,5 +350,9 @@ NB_MODULE(_core, m) {
            "num_prompt_tokens"_a.noconvert(), "bias_ids"_a.noconvert(), "bias_values"_a.noconvert(),
            "bias_starts"_a.noconvert(), "banned_ids"_a.noconvert(), "banned_starts"_a.noconvert(),
            "num_logprobs"_a.noconvert(), "token_ids"_a.noconvert(), "logprob_ids"_a.noconvert(),
-           "logprobs"_a.noconvert(), "ranks"_a.noconvert());
+           "logprobs"_a.noconvert(), "ranks"_a.noconvert())
+      .def("log_probabilities", &log_probabilities, "logits"_a.noconvert(), "token_ids"_a.noconvert(),
+           "num_logprobs"_a.noconvert(), "logprob_ids"_a.noconvert(), "logprobs"_a.noconvert(),
+           "ranks"_a.noconvert())
+      .def("worker_cpu_s", [](PyDecoder& self) { return self.decoder->worker_cpu_seconds(); });
 }

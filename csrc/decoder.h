@@ -62,6 +62,7 @@ class Decoder {
   const Spec& spec() const { return spec_; }
   Dtype dtype() const { return dtype_; }
   int64_t weights_bytes() const { return weights_bytes_; }
+  std::optional<double> worker_cpu_seconds() { return pool_.cpu_seconds(); }
 
   // logits [num_logit_rows, V]
   void forward(const Batch& batch, KVCache& cache, float* logits);

@@ -10,7 +10,7 @@
 namespace pocketlm {
 
 int32_t Sampler::sample(const float* logits, const SamplingRow& row) {
-  if (!kernels_->all_finite(logits, vocab_size_)) return -1;
+  if (!all_finite(logits)) return -1;
   logits = processed(logits, row);
   const int best = kernels_->argmax(logits, vocab_size_);
   if (row.temperature == 0.0f) return best;

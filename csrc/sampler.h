@@ -29,7 +29,7 @@ struct SamplingRow {
 };
 
 struct SampledRow {
-  int32_t* ids;  // the drawn token, then the most likely ones
+  int32_t* ids;  // a token, then the most likely ones
   float* logprobs;
   int32_t* ranks;
 };
@@ -41,6 +41,7 @@ class Sampler {
 
   // The token, or -1 if a logit is not finite.
   int32_t sample(const float* logits, const SamplingRow& row);
+  bool all_finite(const float* logits) const { return kernels_->all_finite(logits, vocab_size_); }
   // Of the raw logits; num_most_likely may exceed the vocabulary. Returns how many entries were written.
   int report(const float* logits, int32_t token_id, int num_most_likely, const SampledRow& out);
 

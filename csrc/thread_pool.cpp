@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <pthread.h>
+#include <time.h>
+#endif
 
 namespace pocketlm {
 
@@ -42,6 +46,22 @@ ThreadPool::~ThreadPool() {
   }
   work_there_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+}
+
+std::optional<double> ThreadPool::cpu_seconds() {
+#if defined(__linux__)
+  double total = 0.0;
+  for (std::thread& thread : threads_) {
+    clockid_t clock;
+    timespec used;
+    if (pthread_getcpuclockid(thread.native_handle(), &clock) != 0 || clock_gettime(clock, &used) != 0)
+      return std::nullopt;
+    total += static_cast<double>(used.tv_sec) + 1e-9 * static_cast<double>(used.tv_nsec);
+  }
+  return total;
+#else
+  return threads_.empty() ? std::optional<double>(0.0) : std::nullopt;
+#endif
 }
 
 void ThreadPool::run_shared(int num_tasks, Call call, const void* context) {

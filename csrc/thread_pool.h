@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -22,6 +23,9 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+
+  // Processor time used so far by the threads started here; nothing where the system does not tell.
+  std::optional<double> cpu_seconds();
 
   // Calls work(task, thread) for every task in [0, num_tasks), thread in [0, num_threads), and returns
   // when all are done. One run at a time. `work` must not throw.

@@ -17,10 +17,12 @@ from pocketlm.kernels.inputs import (
     Float32Array,
     ForwardInputs,
     Int32Array,
+    LogprobOutputs,
     SamplingInputs,
     SamplingOutputs,
 )
 from pocketlm.kernels.spec import DecoderSpec
+from pocketlm.outputs import TokenLogprobs
 from pocketlm.sampling import SamplingParams
 
 VOCAB_SIZE = 97
@@ -108,12 +110,25 @@ class FakeDecoder:
             )
             outputs.token_ids[r] = token_id
             if inputs.num_logprobs[r] >= 0:
-                order = np.argsort(-logits[r], kind="stable")
-                ids = [token_id, *order[: inputs.num_logprobs[r]]]
-                outputs.logprob_ids[r, : len(ids)] = ids
-                outputs.logprobs[r, : len(ids)] = logits[r, ids]
-                outputs.ranks[r, : len(ids)] = [1 + int(np.flatnonzero(order == i)[0]) for i in ids]
+                values = _logprobs(logits[r], token_id, int(inputs.num_logprobs[r]))
+                _write(outputs.logprob_ids[r], outputs.logprobs[r], outputs.ranks[r], values)
         return outputs
+
+    def log_probabilities(
+        self, logits: Float32Array, token_ids: Int32Array, num_logprobs: Int32Array
+    ) -> LogprobOutputs:
+        shape = (len(logits), int(num_logprobs.max()) + 1)
+        outputs = LogprobOutputs(
+            np.full(shape, -1, np.int32), np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
+        )
+        for r in range(len(logits)):
+            if not np.isnan(logits[r]).any():
+                values = _logprobs(logits[r], int(token_ids[r]), int(num_logprobs[r]))
+                _write(outputs.logprob_ids[r], outputs.logprobs[r], outputs.ranks[r], values)
+        return outputs
+
+    def worker_cpu_s(self) -> float | None:
+        return 0.0
 
 
 def expected_output(
@@ -136,6 +151,19 @@ def expected_output(
     return tokens[len(prompt_token_ids) :]
 
 
+def expected_prompt_logprobs(
+    prompt_token_ids: list[int], params: SamplingParams
+) -> list[TokenLogprobs] | None:
+    """What any correct engine reports of a prompt on a FakeDecoder."""
+    if params.prompt_logprobs is None:
+        return None
+    entries = _entry(np.array(prompt_token_ids, np.int32), np.arange(len(prompt_token_ids), dtype=np.int32))
+    return [
+        _logprobs(_logits(entries[: i + 1]), token_id, params.prompt_logprobs)
+        for i, token_id in enumerate(prompt_token_ids[1:])
+    ]
+
+
 def _entry(token_ids: Int32Array, positions: Int32Array) -> Int32Array:
     return np.asarray(token_ids * MAX_POSITIONS + positions, np.int32)
 
@@ -153,3 +181,15 @@ def _choose(logits: Float32Array, banned_ids: list[int], temperature: float, see
         return int(candidates[0])
     digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()
     return int(candidates[int.from_bytes(digest, "little") % NUM_CANDIDATES])
+
+
+def _logprobs(logits: Float32Array, token_id: int, num_most_likely: int) -> TokenLogprobs:
+    """The logits themselves, where a model has log-probabilities."""
+    order = np.argsort(-logits, kind="stable").tolist()
+    ids = (token_id, *order[:num_most_likely])
+    return TokenLogprobs(ids, tuple(float(logits[i]) for i in ids), tuple(1 + order.index(i) for i in ids))
+
+
+def _write(ids: Int32Array, logprobs: Float32Array, ranks: Int32Array, values: TokenLogprobs) -> None:
+    width = len(values.token_ids)
+    ids[:width], logprobs[:width], ranks[:width] = values.token_ids, values.logprobs, values.ranks

@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-import uvicorn
 from fake_decoder import MAX_POSITIONS, FakeDecoder
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from pocketlm.config import EngineConfig, ServerConfig
 from pocketlm.engine.engine import Engine
 from pocketlm.loading import LoadedModel, load_model
+from pocketlm.registry import Registry
 from pocketlm.server.app import create_app
-from pocketlm.server.run import open_port, url
+from pocketlm.server.run import Server, open_port, url
+from pocketlm.text.chat_template import ChatTemplate
 
 
 @functools.cache
@@ -37,27 +40,53 @@ def fake_model(decoder: FakeDecoder, **changes: Any) -> LoadedModel:
         "prefix_caching": True,
         "eos_token_ids": (),
     }
-    return replace(bundled_model(), engine=Engine(decoder, **{**settings, **changes}))
+    engine = Engine(decoder, **{**settings, **changes})
+    template = ChatTemplate("{{ messages[-1].content }}", {}, "the test")  # the plain one has words it lacks
+    return replace(
+        bundled_model(),
+        engine=engine,
+        max_model_len=engine.max_model_len,
+        chat_template=template,
+        known_answer=None,
+    )
 
 
 @dataclass
 class RunningServer:
     url: str
-    model: LoadedModel
+    model: LoadedModel  # the first one
     client: httpx.Client  # may be used from many threads
+    app: FastAPI
+
+    def sample(self, name: str, **labels: str) -> float:
+        """One sample of /metrics; 0 if it is not there."""
+        for family in text_string_to_metric_families(self.client.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == f"pocketlm:{name}" and labels.items() <= sample.labels.items():
+                    return sample.value
+        return 0.0
 
 
 @contextmanager
-def running_server(model: LoadedModel, **config: Any) -> Iterator[RunningServer]:
+def running_server(models: LoadedModel | Registry, **config: Any) -> Iterator[RunningServer]:
     """A real server on a free port, in a thread of this process."""
     server_config = ServerConfig(port=0, **config)
+    registry = models
+    if not isinstance(registry, Registry):
+        registry = Registry.of(registry, max_queue=server_config.max_queue)
     sock = open_port(server_config)
-    server = uvicorn.Server(uvicorn.Config(create_app(model, server_config), log_config=None, ws="none"))
+    app = create_app(registry, server_config)
+    server = Server(app, server_config)
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
+    address = url(sock, server_config)
     try:
-        with httpx.Client(base_url=url(sock), timeout=60, limits=httpx.Limits(max_connections=64)) as client:
-            yield RunningServer(url(sock), model, client)
+        limits = httpx.Limits(max_connections=256)
+        with httpx.Client(base_url=address, timeout=60, limits=limits) as client:
+            wait_until(lambda: server.started or not thread.is_alive())
+            model = registry.entries()[0].model
+            assert model is not None
+            yield RunningServer(address, model, client, app)
     finally:
         server.should_exit = True
         thread.join(timeout=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 from fake_decoder import FakeDecoder, expected_output
+from gate import Gate
 from served import bundled_model, fake_model, is_idle
 
+from pocketlm import hardware
 from pocketlm.async_engine import LONG_PROMPT, AsyncEngine
-from pocketlm.errors import EngineDead, EngineError, InvalidRequest
-from pocketlm.generation import Prompt
+from pocketlm.errors import EngineDead, EngineError, InvalidRequest, Overloaded, PocketLMError
+from pocketlm.generation import Piece, Prompt
 from pocketlm.hub import resolve
 from pocketlm.loading import LoadedModel
 from pocketlm.outputs import RequestOutput
@@ -46,19 +49,6 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it did not happen in time")
-
-
-class Gate(FakeDecoder):
-    """A decoder whose forward passes wait until the test lets them go."""
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
-        self.entered, self.open = threading.Event(), threading.Event()
-
-    def forward(self, inputs: Any, kv_cache: Any) -> Any:
-        self.entered.set()
-        assert self.open.wait(timeout=10)
-        return super().forward(inputs, kv_cache)
 
 
 def test_many_at_once_are_answered_as_each_alone() -> None:
@@ -143,16 +133,16 @@ def test_leaving_early_frees_everything_in_every_phase(phase: str) -> None:
             elif phase == "prefill":
                 await asyncio.to_thread(decoder.entered.wait, 10)
             else:
-                decoder.open.set()
+                decoder.open()
                 await until(lambda: model.engine.stats().num_output_tokens > 4)
             task.cancel()
-            decoder.open.set()
+            decoder.open()
             await asyncio.wait({task})
             assert task.cancelled() or phase == "done"
             if phase == "queued":
                 await asyncio.gather(*others)
             await until(lambda: is_idle(model))
-            assert not engine._requests and not engine._routes
+            assert engine.num_jobs == 0 and not engine._routes
             expected = expected_output([4, 5], SamplingParams(seed=9), seed=9)
             assert (await answer(engine, [4, 5], SamplingParams(seed=9))).outputs[0].token_ids == expected
 
@@ -198,7 +188,7 @@ def test_when_the_engine_dies_everyone_hears_and_nobody_waits(caplog: pytest.Log
         async with running(model) as engine:
             tasks = [asyncio.create_task(answer(engine, [i], SamplingParams())) for i in range(6)]
             await asyncio.to_thread(decoder.entered.wait, 10)
-            decoder.open.set()
+            decoder.open()
             results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
             assert engine.failure is not None
             with pytest.raises(EngineDead, match="restart"):
@@ -221,7 +211,7 @@ def test_stop_fails_what_is_left_and_ends_the_thread() -> None:
         task = asyncio.create_task(answer(engine, [1, 2], SamplingParams(max_tokens=200)))
         await asyncio.to_thread(decoder.entered.wait, 10)
         stopping = asyncio.create_task(engine.stop())
-        decoder.open.set()
+        decoder.open()
         await stopping
         with pytest.raises(EngineDead, match="stopped"):
             await task
@@ -273,3 +263,118 @@ def test_a_step_is_handed_over_in_one_piece() -> None:
 
     asyncio.run(main())
     assert len(hand_overs) == 10
+
+
+async def submitted(engine: AsyncEngine, prompt: str, owner: str, seed: int = 0) -> asyncio.Task[str]:
+    """A request under way; the task's result is its owner."""
+    generation = await engine.admit(prompt, SamplingParams(max_tokens=4, seed=seed))
+
+    async def run() -> str:
+        async for _ in engine.generate(generation, owner=owner):
+            pass
+        return owner
+
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0)
+    return task
+
+
+def test_one_owners_crowd_does_not_starve_another() -> None:
+    decoder = Gate()
+
+    async def main() -> None:
+        async with running(fake_model(decoder, max_num_seqs=2)) as engine:
+            crowd = [await submitted(engine, "!", "crowd", seed=i) for i in range(40)]
+            guest = await submitted(engine, "#", "guest")
+            decoder.open()
+            await guest
+            # Those who had a seat when the guest came, and those who got one beside the guest.
+            assert sum(task.done() for task in crowd) <= 8
+            await asyncio.gather(*crowd)
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_refuses_whoever_crowds_it_and_says_when_to_come_back() -> None:
+    decoder = Gate()
+    model = fake_model(decoder, max_num_seqs=1)
+
+    async def main() -> None:
+        engine = AsyncEngine(model, max_queue=3)
+        engine.start()
+        try:
+            decoder.let_through(5)  # so that the speed is known
+            await answer(engine, "!", SamplingParams(max_tokens=5))
+            crowd = [await submitted(engine, "!", "crowd", seed=i) for i in range(5)]  # two seats, three wait
+            refused = await submitted(engine, "!", "crowd", seed=6)
+            with pytest.raises(Overloaded, match="3 requests are waiting already, at most 3 may") as caught:
+                await refused
+            assert caught.value.retry_after_s == pytest.approx(
+                max(1.0, 3 * 5 / engine.tokens_per_s)  # 1 prompt token and 4 new ones each
+            )
+            guest = await submitted(engine, "#", "guest")  # fills no queue: the crowd's latest has to go
+            with pytest.raises(Overloaded):
+                await crowd[4]
+            decoder.open()
+            assert await guest == "guest"
+            await asyncio.gather(*crowd[:4])
+            assert engine.num_jobs == 0
+        finally:
+            decoder.open()
+            await engine.stop()
+
+    asyncio.run(main())
+    assert is_idle(model)
+
+
+def test_a_request_of_more_completions_than_there_are_seats_is_served() -> None:
+    model = fake_model(FakeDecoder(), max_num_seqs=2)
+
+    async def main() -> None:
+        async with running(model) as engine:
+            small = [await submitted(engine, "!", "a", seed=i) for i in range(4)]
+            output = await answer(engine, "!", SamplingParams(n=20, max_tokens=6, seed=1))
+            assert all(len(completion.token_ids) == 6 for completion in output.outputs)
+            await asyncio.gather(*small)
+            assert engine.num_jobs == 0 and engine._num_taken_seats == 0
+
+    asyncio.run(main())
+
+
+def test_the_time_of_a_request_is_accounted_for() -> None:
+    class Heard:
+        def __init__(self) -> None:
+            self.pieces: list[float] = []
+            self.ended = asyncio.Event()
+
+        def on_piece(self, piece: Piece, at: float) -> None:
+            self.pieces.append(at)
+
+        def on_end(self, error: PocketLMError | None) -> None:
+            assert error is None
+            self.ended.set()
+
+    async def main() -> None:
+        async with running(bundled_model()) as engine:
+            prompt = "Kubernetes is a system that " * 8
+            before = time.monotonic()
+            jobs = []
+            for _ in range(2):
+                listener = Heard()
+                params = SamplingParams(max_tokens=30, seed=1, ignore_eos=True)
+                job = engine.submit(await engine.admit(prompt, params), listener)
+                await listener.ended.wait()
+                jobs.append((job, listener))
+            elapsed = time.monotonic() - before
+            for job, listener in jobs:
+                timing = job.timing
+                assert len(listener.pieces) == 30
+                assert timing.queue_s >= 0 and timing.prefill_s > 0 and timing.decode_s > 0
+                total = timing.queue_s + timing.prefill_s + timing.decode_s
+                assert total == pytest.approx(listener.pieces[-1] - job.submitted_at, abs=1e-6)
+                assert timing.cpu_s is None or 0 < timing.cpu_s <= elapsed * hardware.num_threads()[0] * 1.1
+            assert jobs[0][0].timing.num_cached_tokens == 0
+            assert jobs[1][0].timing.num_cached_tokens >= 16
+            assert engine.tokens_per_s > 0
+
+    asyncio.run(main())

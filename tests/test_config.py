@@ -21,7 +21,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_defaults() -> None:
     model, engine, server = load_config({})
-    assert model == "bundled"
+    assert model == ("bundled",)
     assert engine == EngineConfig() and server == ServerConfig()
     assert (server.host, server.port) == ("127.0.0.1", 5000)
 
@@ -36,7 +36,7 @@ def test_flags_win_over_environment_over_file_over_defaults(
     monkeypatch.setenv("POCKETLM_HOST", "")  # as a compose file passes a variable that is not set
     assert load_config({})[2].host == "127.0.0.1"
     model, engine, server = load_config({"port": "4", "max_num_seqs": None})
-    assert (model, engine.max_num_seqs, server.port) == ("folder", 2, 4)
+    assert (model, engine.max_num_seqs, server.port) == (("folder",), 2, 4)
 
 
 def test_sizes_are_written_with_units() -> None:
@@ -87,3 +87,16 @@ def test_every_field_has_one_line_of_help() -> None:
     for config in (EngineConfig, ServerConfig):
         for name, field in config.model_fields.items():
             assert field.description and field.description.endswith("."), name
+
+
+def test_lists_come_as_flags_as_words_between_commas_and_as_arrays(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "pocketlm.toml").write_text(
+        'model = ["gpt2", "distilgpt2"]\nalias = "small=distilgpt2"\n'
+    )
+    models, _, server = load_config({})
+    assert models == ("gpt2", "distilgpt2") and server.alias == ("small=distilgpt2",)
+    monkeypatch.setenv("POCKETLM_MODEL", "a, b")
+    assert load_config({})[0] == ("a", "b")
+    assert load_config({"model": ["x", "y,z"]})[0] == ("x", "y,z")

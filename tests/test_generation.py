@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from served import bundled_model
 
-from pocketlm.errors import EngineError, InvalidRequest
+from pocketlm.errors import InvalidRequest, NonFiniteLogits
 from pocketlm.generation import Generation, Piece, admit
 from pocketlm.outputs import FinishReason, StepOutput, TokenLogprobs
 from pocketlm.sampling import MAX_SEED, SamplingParams
@@ -124,9 +124,47 @@ def test_logprobs_are_named_by_token() -> None:
     assert make(SamplingParams()).output.outputs[0].logprobs is None
 
 
-def test_a_failed_step_is_an_engine_error() -> None:
-    with pytest.raises(EngineError, match="not finite"):
-        make(SamplingParams()).push(0, StepOutput(0, None, FinishReason.ERROR, error="not finite"))
+def test_prompt_logprobs_are_named_by_token_and_the_first_token_has_none() -> None:
+    prompt = " b a"
+    b, a = TOKENIZER.encode(prompt)
+    generation = make(SamplingParams(prompt_logprobs=1), prompt)
+    assert generation.output.prompt_logprobs is None
+    report = [TokenLogprobs((a, b), (-2.0, -1.0), (2, 1))]
+    generation.push(0, StepOutput(0, a, prompt_logprobs=report))
+    generation.push(0, StepOutput(0, b, FinishReason.LENGTH))
+    assert generation.output.prompt_logprobs is not None
+    first, entry = generation.output.prompt_logprobs
+    assert first is None and entry is not None
+    assert {token_id: (x.logprob, x.rank, x.decoded_token) for token_id, x in entry.items()} == {
+        a: (-2.0, 2, " a"),
+        b: (-1.0, 1, " b"),
+    }
+
+
+def test_only_the_first_sequence_reports_on_the_prompt() -> None:
+    params = SamplingParams(n=3, prompt_logprobs=1, temperature=0.5)
+    generation = make(params)
+    assert [generation.params_of(index) for index in range(3)] == [
+        params,
+        *[SamplingParams(n=3, temperature=0.5)] * 2,
+    ]
+
+
+def test_an_answer_of_no_tokens_is_an_empty_piece() -> None:
+    generation = make(SamplingParams(max_tokens=0, logprobs=1, stop="x"))
+    piece = generation.push(0, StepOutput(0, None, FinishReason.LENGTH))
+    assert piece == Piece(0, "", [], None, FinishReason.LENGTH)
+    [completion] = generation.output.outputs
+    assert (completion.text, completion.token_ids, completion.logprobs) == ("", [], [])
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert generation.is_finished
+
+
+def test_a_failed_step_raises_its_error() -> None:
+    error = NonFiniteLogits("not finite")
+    with pytest.raises(NonFiniteLogits) as caught:
+        make(SamplingParams()).push(0, StepOutput(0, None, FinishReason.ERROR, error=error))
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(

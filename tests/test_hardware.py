@@ -78,6 +78,8 @@ def test_in_a_container_the_root_is_its_own_cgroup(cgroup: Path, monkeypatch: py
     (cgroup / "memory.current").write_text("400")
     assert hardware.cpu_quota() == 3.0
     assert hardware.cgroup_memory_left() == 600
+    (cgroup / "memory.stat").write_text("anon 100\ninactive_file 150\nactive_file 50\n")
+    assert hardware.cgroup_memory_left() == 750  # the cache of files is given back when it is needed
 
 
 def test_cgroup_version_1(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +107,25 @@ def test_memory_over_the_limit_is_none_left(cgroup: Path, monkeypatch: pytest.Mo
     (cgroup / "memory.max").write_text("1000")
     (cgroup / "memory.current").write_text("1200")
     assert hardware.available_memory()[0] == 0
+
+
+def test_throttling_is_that_of_the_most_throttled_level(
+    cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_membership(monkeypatch, "0::/pod/container")
+    assert hardware.cpu_throttling() is None
+    (cgroup / "pod/container").mkdir(parents=True)
+    (cgroup / "cpu.stat").write_text("usage_usec 900\nuser_usec 500\nsystem_usec 400\n")  # no quota here
+    assert hardware.cpu_throttling() is None
+    (cgroup / "pod/cpu.stat").write_text(
+        "usage_usec 9\nnr_periods 10\nnr_throttled 4\nthrottled_usec 1500000\n"
+    )
+    (cgroup / "pod/container/cpu.stat").write_text("nr_periods 10\nnr_throttled 0\nthrottled_usec 0\n")
+    assert hardware.cpu_throttling() == (4, 1.5)
+
+
+def test_throttling_in_version_1_is_in_nanoseconds(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_membership(monkeypatch, "3:cpu,cpuacct:/docker/x")
+    (cgroup / "cpu/docker/x").mkdir(parents=True)
+    (cgroup / "cpu/docker/x/cpu.stat").write_text("nr_periods 9\nnr_throttled 7\nthrottled_time 2500000000\n")
+    assert hardware.cpu_throttling() == (7, 2.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,8 +69,9 @@ def test_no_prompts_no_answers(llm: LLM) -> None:
 
 
 def test_defaults_are_sixteen_tokens_and_a_drawn_seed(llm: LLM) -> None:
+    [endless] = llm.generate("Kubernetes is a", SamplingParams(ignore_eos=True))
+    assert len(endless.outputs[0].token_ids) == 16
     first, second = (llm.generate("Kubernetes is a")[0].outputs[0] for _ in range(2))
-    assert len(first.token_ids) == len(second.token_ids) == 16
     assert first.seed != second.seed
     [again] = llm.generate("Kubernetes is a", SamplingParams(seed=first.seed))
     assert again.outputs[0] == first
@@ -91,6 +93,42 @@ def test_logprobs_come_one_entry_a_token(llm: LLM) -> None:
     for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=True):
         assert entry[token_id].rank == 1  # greedy
         assert len(entry) == 2 and all(x.logprob < 0 for x in entry.values())
+
+
+def test_a_prompt_is_scored_without_drawing_a_token(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=0, prompt_logprobs=2)
+    [output] = llm.generate("Kubernetes is a", params)
+    [completion] = output.outputs
+    assert (completion.text, completion.token_ids) == ("", [])
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert output.prompt_logprobs is not None
+    first, *others = output.prompt_logprobs
+    assert first is None
+    for token_id, entry in zip(output.prompt_token_ids[1:], others, strict=True):
+        assert entry is not None and entry[token_id].logprob < 0
+        assert sorted(x.rank for x in entry.values())[:2] == [1, 2]
+    assert is_idle(llm.model)
+
+
+def test_an_answer_scored_as_a_prompt_has_the_log_probabilities_it_was_drawn_with(llm: LLM) -> None:
+    [drawn] = llm.generate("Kubernetes is a", SamplingParams(seed=1, max_tokens=30, logprobs=3))
+    [completion] = drawn.outputs
+    ids = drawn.prompt_token_ids + completion.token_ids
+    [read] = llm.generate(ids, SamplingParams(max_tokens=0, prompt_logprobs=3))
+    assert read.prompt_logprobs is not None
+    assert read.prompt_logprobs[len(drawn.prompt_token_ids) :] == completion.logprobs
+
+
+def test_prompt_logprobs_come_with_the_first_piece_and_do_not_change_the_answers(llm: LLM) -> None:
+    params = SamplingParams(n=2, seed=3, max_tokens=5)
+    [plain] = llm.generate("Kubernetes is a", params)
+    stream = llm.stream("Kubernetes is a", replace(params, prompt_logprobs=0))
+    next(stream)
+    assert stream.output.prompt_logprobs is not None
+    assert len(stream.output.prompt_logprobs) == len(plain.prompt_token_ids)
+    for _ in stream:
+        pass
+    assert stream.output.outputs == plain.outputs
 
 
 def test_stop_strings_end_early_and_free_the_sequence(llm: LLM) -> None:

@@ -14,7 +14,7 @@ from pocketlm.errors import ContextLengthExceeded, InvalidRequest
 from pocketlm.sampling import SamplingParams
 
 WRONG: list[tuple[str, Any]] = [
-    *[("max_tokens", value) for value in (0, -1, 1.0, "5", True, math.nan)],
+    *[("max_tokens", value) for value in (-1, 1.0, "5", True, math.nan)],
     *[("max_length", value) for value in (0, -1, 50.5, "50", True)],
     *[("min_tokens", value) for value in (-1, "1", None)],
     *[("temperature", value) for value in (-0.1, 2.1, math.nan, math.inf, "hot", True, None)],
@@ -32,6 +32,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("logit_bias", dict.fromkeys(range(1025), 0))],
     *[("ignore_eos", value) for value in (1, "yes", None)],
     *[("logprobs", value) for value in (-1, 21, 1.5)],
+    *[("prompt_logprobs", value) for value in (-1, 21, 1.5, True)],
 ]
 
 
@@ -58,6 +59,8 @@ def test_min_tokens_must_fit_in_max_tokens() -> None:
     SamplingParams(min_tokens=5, max_tokens=5)
     with pytest.raises(InvalidRequest, match="min_tokens"):
         SamplingParams(min_tokens=6, max_tokens=5)
+    with pytest.raises(InvalidRequest, match="min_tokens"):
+        SamplingParams(min_tokens=1, max_tokens=0)
 
 
 def test_one_stop_string_may_stand_alone() -> None:
@@ -82,6 +85,8 @@ def test_token_ids_are_checked_against_the_vocabulary() -> None:
         ({"max_length": 12, "max_tokens": 5}, 2),
         ({"max_length": 1000}, 90),
         ({"max_tokens": 1000}, 90),
+        ({"max_tokens": 0}, 0),
+        ({"max_tokens": 0, "max_length": 10}, 0),
     ],
 )
 def test_the_smallest_bound_decides_how_many_tokens(params: dict[str, int], expected: int) -> None:
@@ -92,18 +97,20 @@ def test_the_smallest_bound_decides_how_many_tokens(params: dict[str, int], expe
     num_prompt_tokens=st.integers(1, 60),
     max_model_len=st.integers(1, 60),
     max_length=st.none() | st.integers(1, 80),
-    max_tokens=st.none() | st.integers(1, 80),
+    max_tokens=st.none() | st.integers(0, 80),
 )
-def test_there_is_room_for_a_token_or_an_error(
+def test_there_is_room_for_what_is_asked_or_an_error(
     num_prompt_tokens: int, max_model_len: int, max_length: int | None, max_tokens: int | None
 ) -> None:
     params = SamplingParams(max_length=max_length, max_tokens=max_tokens)
     try:
         num_new = params.num_new_tokens(num_prompt_tokens, max_model_len)
     except ContextLengthExceeded as error:
-        assert num_prompt_tokens >= min(max_model_len, max_length or max_model_len)
+        least = 0 if max_tokens == 0 else 1
+        assert num_prompt_tokens + least > min(max_model_len, max_length or max_model_len)
         assert str(num_prompt_tokens) in str(error)
     else:
-        assert 1 <= num_new <= max_model_len - num_prompt_tokens
+        assert (num_new == 0) == (max_tokens == 0)
+        assert 0 <= num_new <= max_model_len - num_prompt_tokens
         assert max_length is None or num_prompt_tokens + num_new <= max_length
         assert max_tokens is None or num_new <= max_tokens

@@ -7,11 +7,12 @@ fields. What is given later wins: defaults < pocketlm.toml < environment < flags
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -22,6 +23,14 @@ from pocketlm.errors import ConfigError
 CONFIG_FILE = Path("pocketlm.toml")
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _listed(value: object) -> object:
+    """A string is a list of what stands between its commas, as an environment variable has no other way."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class EngineConfig(BaseModel):
@@ -56,17 +65,101 @@ class EngineConfig(BaseModel):
 
 
 class ServerConfig(BaseModel):
-    """How the HTTP server listens and what it accepts."""
+    """How the HTTP server listens, what it accepts, and what it keeps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=5000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    ssl_certfile: Path | None = Field(
+        default=None, description="PEM file with the certificate chain: serve HTTPS."
+    )
+    ssl_keyfile: Path | None = Field(default=None, description="PEM file with the certificate's private key.")
+
+    # Several models
+    alias: Names = Field(
+        default=(), description="Another name for a model, NEW=MODEL; may be given several times."
+    )
+    memory_budget: ByteSize | None = Field(
+        default=None,
+        ge=1,
+        description="Memory for the weights and KV caches of all models; default: a share of what is free.",
+    )
+    keep_alive: float | None = Field(
+        default=None,
+        gt=0,
+        description="Unload a model after this many idle seconds; default: when its memory is needed.",
+    )
+
+    # What a request may ask for
+    lenient: bool = Field(
+        default=False,
+        description="Ignore unknown and unsupported request fields, and name them in X-Ignored-Fields.",
+    )
     max_length_limit: int = Field(
         default=200, ge=1, description="Largest max_length that /generate accepts, in tokens."
     )
     max_body: ByteSize = Field(
         default=ByteSize(1 << 20), ge=1, description="Largest request body, e.g. 1MiB."
+    )
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="Longest prompt, in tokens; default: the context window."
+    )
+    max_n: int = Field(default=16, ge=1, le=128, description="Most answers to one prompt.")
+    max_queue: int = Field(
+        default=256, ge=0, description="Most prompts that wait for their turn, for each model."
+    )
+    max_streams: int = Field(default=256, ge=1, description="Most streaming responses at one time.")
+    request_timeout: float = Field(
+        default=60.0, gt=0, le=86400, description="Seconds a request may take, waiting included."
+    )
+    rate_limit_requests: int | None = Field(
+        default=None, ge=1, description="Requests a minute for each API key, or each client without keys."
+    )
+    rate_limit_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens a minute, prompt and answer, for each key or client."
+    )
+    rate_limit_url: str | None = Field(
+        default=None, description="redis://... where replicas count together; default: in this process."
+    )
+
+    # The response cache
+    cache: bool = Field(default=True, description="Keep answers, for equal requests.")
+    cache_ttl: float = Field(default=300.0, gt=0, description="Seconds an answer is kept.")
+    cache_size: ByteSize = Field(
+        default=ByteSize(64 << 20), ge=1, description="Memory for kept answers, e.g. 64MiB."
+    )
+    cache_url: str | None = Field(
+        default=None, description="redis://... where replicas share answers; default: in this process."
+    )
+    cache_sampled: bool = Field(
+        default=False,
+        description="Keep what /v1 routes drew without a seed, too, as /generate always does.",
+    )
+
+    # Who may ask
+    api_key: Names = Field(
+        default=(), description="A key that requests must carry, KEY or NAME:KEY; may be given several times."
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="File with one key a line, KEY or NAME:KEY; read again when it changes."
+    )
+    cors_origin: Names = Field(
+        default=(), description="Web origin whose pages may call this server; may be given several times."
+    )
+    forwarded_allow_ips: Names = Field(
+        default=(),
+        description="Proxy whose X-Forwarded-For is believed; may be given several times.",
+    )
+
+    # Operations
+    log_format: Literal["text", "json"] = Field(default="text", description="Lines for people or programs.")
+    log_prompts: bool = Field(default=False, description="Write prompts and answers to the log.")
+    drain_timeout: float = Field(
+        default=30.0, gt=0, description="Seconds that requests under way may take to end after SIGTERM."
+    )
+    sse_keep_alive: float = Field(
+        default=15.0, gt=0, description="Seconds of silence after which a stream gets a comment."
     )
 
 
@@ -77,7 +170,7 @@ class _Settings(EngineConfig, ServerConfig, BaseSettings):
         env_prefix="POCKETLM_", env_ignore_empty=True, extra="forbid", frozen=True
     )
 
-    model: str = "bundled"
+    model: Names = ("bundled",)
 
     @classmethod
     def settings_customise_sources(
@@ -96,8 +189,8 @@ def engine_config(**values: Any) -> EngineConfig:
     return _checked(EngineConfig, values)
 
 
-def load_config(flags: dict[str, Any]) -> tuple[str, EngineConfig, ServerConfig]:
-    """The model's name and both configs, from defaults, pocketlm.toml, environment and flags.
+def load_config(flags: dict[str, Any]) -> tuple[tuple[str, ...], EngineConfig, ServerConfig]:
+    """The models' names and both configs, from defaults, pocketlm.toml, environment and flags.
 
     A flag that is None was not given.
     """

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketlm.engine.engine import Engine
-from pocketlm.errors import EngineError, InvalidRequest
+from pocketlm.errors import InvalidRequest
 from pocketlm.outputs import Completion, FinishReason, Logprob, RequestOutput, StepOutput, TokenLogprobs
 from pocketlm.sampling import MAX_SEED, SamplingParams
 from pocketlm.text.detokenizer import Detokenizer
@@ -66,6 +66,10 @@ class Generation:
         """One for each sequence that the engine has to run."""
         return [completion.seed for completion in self.output.outputs]
 
+    def params_of(self, index: int) -> SamplingParams:
+        """How sequence `index` is run: the prompt is the same for all, so only the first reports on it."""
+        return replace(self.params, prompt_logprobs=None) if index > 0 else self.params
+
     @property
     def is_finished(self) -> bool:
         return all(completion.finish_reason is not None for completion in self.output.outputs)
@@ -74,13 +78,15 @@ class Generation:
         """Take what a step did for sequence `index`; None if its completion had already ended.
 
         If the piece has a finish_reason and the step has none, a stop string was found: the caller
-        aborts the sequence. A step that failed raises EngineError.
+        aborts the sequence. A step that failed raises its EngineError.
         """
         completion = self.output.outputs[index]
         if completion.finish_reason is not None:
             return None
-        if step.finish_reason is FinishReason.ERROR:
-            raise EngineError(step.error or "the sequence failed")
+        if step.error is not None:
+            raise step.error
+        if step.prompt_logprobs is not None:
+            self.output.prompt_logprobs = [None, *map(self._named, step.prompt_logprobs)]
         token_ids = [] if step.token_id is None else [step.token_id]
         text, finish_reason = self._texts[index].push(token_ids, step.finish_reason)
         logprobs = None if step.logprobs is None else [self._named(step.logprobs)]

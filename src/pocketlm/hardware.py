@@ -49,14 +49,36 @@ def cpu_quota() -> float | None:
     return min(quotas, default=None)
 
 
+def cpu_throttling() -> tuple[int, float] | None:
+    """Periods in which the CPU quota stopped this process so far, and the seconds lost; None without cgroups.
+
+    Each cgroup above the process may have a quota; the one that stopped it most is what counts.
+    """
+    periods, seconds = [], []
+    for folder in _cgroup_folders("cpu"):
+        stat = _pairs(folder / "cpu.stat")
+        if "nr_throttled" in stat:
+            periods.append(int(stat["nr_throttled"]))
+            if "throttled_usec" in stat:
+                seconds.append(int(stat["throttled_usec"]) / 1e6)
+            else:  # version 1, in nanoseconds
+                seconds.append(int(stat["throttled_time"]) / 1e9)
+    return (max(periods), max(seconds)) if periods else None
+
+
 def cgroup_memory_left() -> int | None:
-    """Bytes left under the tightest memory limit over this process, or None."""
+    """Bytes left under the tightest memory limit over this process, or None.
+
+    The kernel gives back pages of files that nobody used lately before it calls the limit reached.
+    """
     left = []
     for folder in _cgroup_folders("memory"):
         limit = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
         used = _words(folder / "memory.current") or _words(folder / "memory.usage_in_bytes")
         if limit and used and limit[0] != "max":
-            left.append(max(0, int(limit[0]) - int(used[0])))
+            stat = _pairs(folder / "memory.stat")
+            reclaimable = int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
+            left.append(max(0, int(limit[0]) - int(used[0]) + reclaimable))
     return min(left, default=None)
 
 
@@ -81,6 +103,11 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:  # not Linux, no cgroups, or not ours to read: there is no such limit for us
         return []
+
+
+def _pairs(path: Path) -> dict[str, str]:
+    """A file of lines NAME VALUE."""
+    return dict(line.split(maxsplit=1) for line in _lines(path))
 
 
 def _words(path: Path) -> list[str]:

@@ -79,7 +79,9 @@ class LLM:
         try:
             for generation in generations:
                 for index, seed in enumerate(generation.seeds):
-                    seq_id = engine.add(generation.output.prompt_token_ids, generation.params, seed=seed)
+                    seq_id = engine.add(
+                        generation.output.prompt_token_ids, generation.params_of(index), seed=seed
+                    )
                     owners[seq_id] = generation, index
                     self._inboxes[seq_id] = inbox
             num_unfinished = len(owners)

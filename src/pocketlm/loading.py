@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 from pydantic import ByteSize
 
-from pocketlm import hardware, kernels
+from pocketlm import hardware, kernels, known_answer, memory
 from pocketlm.accuracy import PASSAGE, compare
 from pocketlm.config import EngineConfig
 from pocketlm.engine.engine import Engine
 from pocketlm.errors import ConfigError, ModelLoadError
+from pocketlm.fingerprint import fingerprint
 from pocketlm.hub import resolve
-from pocketlm.kernels import Decoder
-from pocketlm.models import Checkpoint, load_checkpoint
+from pocketlm.kernels import Decoder, DecoderSpec
+from pocketlm.known_answer import KnownAnswer
+from pocketlm.memory import MemoryEstimate
+from pocketlm.models import Checkpoint, read_checkpoint, read_header
+from pocketlm.text.chat_template import ChatTemplate
 from pocketlm.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -44,26 +48,54 @@ class LoadedModel:
     model_type: str
     num_parameters: int
     tokenizer: Tokenizer
+    chat_template: ChatTemplate
     engine: Engine
     dtype: str
     dtype_reason: str
+    max_model_len: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    fingerprint: str  # differs where the tokens of an equal request could
+    known_answer: KnownAnswer | None
     settings: tuple[Setting, ...]
     load_s: float
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes
 
-def load_model(name: str, config: EngineConfig) -> LoadedModel:
-    """Load a model: "bundled", a local folder or a Hugging Face Hub id. ModelLoadError, ConfigError."""
+
+def load_model(name: str, config: EngineConfig, available_bytes: int | None = None) -> LoadedModel:
+    """Load a model: "bundled", a local folder or a Hugging Face Hub id. ModelLoadError, ConfigError.
+
+    `available_bytes` is what it may take in all, weights and KV cache; without it the KV cache takes a
+    share of the memory that is free.
+    """
+    model = _load(name, config, available_bytes)
+    memory.return_freed_memory()  # of the checkpoint, and of a number format that was not chosen
+    log.info("model %s loaded in %.2f s: %d parameters", name, model.load_s, model.num_parameters)
+    return model
+
+
+def _load(name: str, config: EngineConfig, available_bytes: int | None) -> LoadedModel:
     start = time.perf_counter()
-    checkpoint = load_checkpoint(resolve(name))
+    header = read_header(resolve(name))
+    checkpoint = read_checkpoint(header)
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     check_tokenizer(tokenizer, checkpoint)
+    chat_template = ChatTemplate.from_folder(checkpoint.folder)
 
     isa, isa_reason = kernels.isa()
     num_threads, threads_reason = resolve_num_threads(config)
     dtype, dtype_reason, decoder = resolve_dtype(config, checkpoint, tokenizer, num_threads)
-    max_model_len, length_reason = resolve_max_model_len(config, checkpoint)
-    num_blocks, cache_reason = resolve_num_blocks(config, decoder, max_model_len)
-    cache_size = _size(num_blocks * kernels.kv_block_bytes(decoder.spec, dtype))
+    max_model_len, length_reason = resolve_max_model_len(config, checkpoint.spec)
+    weights_bytes = memory.weights_bytes(header, dtype)
+    kv_cache_budget = None if available_bytes is None else available_bytes - weights_bytes
+    num_blocks, cache_reason = resolve_num_blocks(
+        config, checkpoint.spec, dtype, max_model_len, kv_cache_budget
+    )
+    kv_cache_bytes = num_blocks * kernels.kv_block_bytes(checkpoint.spec, dtype)
+    how_it_runs = {"dtype": dtype, "isa": isa, "max_model_len": str(max_model_len)}
 
     engine = Engine(
         decoder,
@@ -79,22 +111,51 @@ def load_model(name: str, config: EngineConfig) -> LoadedModel:
         Setting("num_threads", str(num_threads), threads_reason),
         Setting("dtype", dtype, dtype_reason),
         Setting("max_model_len", str(max_model_len), length_reason),
-        Setting("kv_cache", f"{num_blocks} blocks ({cache_size})", cache_reason),
+        Setting("kv_cache", f"{num_blocks} blocks ({readable(kv_cache_bytes)})", cache_reason),
     )
     for setting in settings:
         log.info("%s", setting)
-    load_s = time.perf_counter() - start
-    log.info("model %s loaded in %.2f s: %d parameters", name, load_s, checkpoint.num_parameters)
     return LoadedModel(
         name=name,
         model_type=checkpoint.model_type,
         num_parameters=checkpoint.num_parameters,
         tokenizer=tokenizer,
+        chat_template=chat_template,
         engine=engine,
         dtype=dtype,
         dtype_reason=dtype_reason,
+        max_model_len=max_model_len,
+        weights_bytes=weights_bytes,
+        kv_cache_bytes=kv_cache_bytes,
+        fingerprint=fingerprint(checkpoint.folder, header.file.paths, how_it_runs),
+        known_answer=known_answer.record(name, decoder, tokenizer, max_model_len),
         settings=settings,
-        load_s=load_s,
+        load_s=time.perf_counter() - start,
+    )
+
+
+def estimate(name: str, config: EngineConfig, available_bytes: int) -> MemoryEstimate:
+    """What `load_model` would take, from config.json and the headers of the weights. ModelLoadError."""
+    header = read_header(resolve(name))
+    dtypes = candidate_dtypes(config)
+    max_model_len, _ = resolve_max_model_len(config, header.spec)
+    weights_bytes = memory.weights_bytes(header, dtypes[0])
+    block_bytes = kernels.kv_block_bytes(header.spec, dtypes[0])
+    one_context = memory.context_bytes(header.spec, dtypes[0], max_model_len)
+    enough = config.max_num_seqs * one_context
+    if config.kv_cache_memory is not None:
+        least = kv_cache_bytes = min(enough, int(config.kv_cache_memory) // block_bytes * block_bytes)
+    else:
+        least = one_context
+        kv_cache_bytes = max(least, min(enough, available_bytes - weights_bytes))
+    num_probe_tokens = min(header.spec.max_positions, len(PASSAGE))
+    return MemoryEstimate(
+        num_parameters=header.num_parameters,
+        weights_bytes=weights_bytes,
+        peak_bytes=memory.peak_bytes(header, dtypes, num_probe_tokens),
+        kv_cache_bytes=kv_cache_bytes,
+        least_kv_cache_bytes=least,
+        max_model_len=max_model_len,
     )
 
 
@@ -114,6 +175,13 @@ def resolve_num_threads(config: EngineConfig) -> tuple[int, str]:
     return hardware.num_threads()
 
 
+def candidate_dtypes(config: EngineConfig) -> tuple[str, ...]:
+    """The number formats that the weights are packed in to choose one, the largest first."""
+    if config.dtype != "auto":
+        return (config.dtype,)
+    return ("float32",) if kernels.isa()[0] == "reference" else ("float32", "int8")
+
+
 def resolve_dtype(
     config: EngineConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, num_threads: int
 ) -> tuple[str, str, Decoder]:
@@ -124,11 +192,12 @@ def resolve_dtype(
             checkpoint.spec, checkpoint.weights, dtype=dtype, num_threads=num_threads
         )
 
+    packed = [pack(dtype) for dtype in candidate_dtypes(config)]
     if config.dtype != "auto":
-        return config.dtype, "as configured", pack(config.dtype)
-    if kernels.isa()[0] == "reference":
-        return "float32", "the NumPy reference gains nothing from int8", pack("float32")
-    float32, int8 = pack("float32"), pack("int8")
+        return config.dtype, "as configured", packed[0]
+    if len(packed) == 1:
+        return "float32", "the NumPy reference gains nothing from int8", packed[0]
+    float32, int8 = packed
     window = tokenizer.encode(PASSAGE)[: checkpoint.spec.max_positions]
     kl = compare(float32, int8, [window]).mean_kl
     found = f"KL divergence of int8 from float32 is {kl:.2g} on the probe, bound {MAX_KL_DIVERGENCE:g}"
@@ -136,8 +205,8 @@ def resolve_dtype(
     return ("int8", found, int8) if kl <= MAX_KL_DIVERGENCE else ("float32", found, float32)
 
 
-def resolve_max_model_len(config: EngineConfig, checkpoint: Checkpoint) -> tuple[int, str]:
-    context = checkpoint.spec.max_positions
+def resolve_max_model_len(config: EngineConfig, spec: DecoderSpec) -> tuple[int, str]:
+    context = spec.max_positions
     if config.max_model_len is None:
         return context, "the model's context window"
     if config.max_model_len > context:
@@ -145,20 +214,24 @@ def resolve_max_model_len(config: EngineConfig, checkpoint: Checkpoint) -> tuple
     return config.max_model_len, "as configured"
 
 
-def resolve_num_blocks(config: EngineConfig, decoder: Decoder, max_model_len: int) -> tuple[int, str]:
+def resolve_num_blocks(
+    config: EngineConfig, spec: DecoderSpec, dtype: str, max_model_len: int, budget: int | None = None
+) -> tuple[int, str]:
     """How many KV blocks to take: what the memory allows, but no more than all sequences can fill."""
-    block_bytes = kernels.kv_block_bytes(decoder.spec, decoder.dtype)
+    block_bytes = kernels.kv_block_bytes(spec, dtype)
     blocks_per_seq = -(-max_model_len // kernels.BLOCK_SIZE)
     if config.kv_cache_memory is not None:
         budget, reason = int(config.kv_cache_memory), "as configured"
+    elif budget is not None:
+        budget, reason = max(0, budget), "what the memory budget leaves beside the weights"
     else:
         available, where = hardware.available_memory()
         budget = int(KV_CACHE_SHARE * available)
-        reason = f"{KV_CACHE_SHARE:.0%} of {_size(available)} {where}"
+        reason = f"{KV_CACHE_SHARE:.0%} of {readable(available)} {where}"
     if budget < blocks_per_seq * block_bytes:
         raise ConfigError(
-            f"the KV cache may take {_size(budget)} ({reason}), but one context of {max_model_len} tokens "
-            f"needs {_size(blocks_per_seq * block_bytes)}; raise kv_cache_memory or lower max_model_len"
+            f"the KV cache may take {readable(budget)} ({reason}), but one context of {max_model_len} tokens "
+            f"needs {readable(blocks_per_seq * block_bytes)}; raise kv_cache_memory or lower max_model_len"
         )
     enough = config.max_num_seqs * blocks_per_seq
     if enough * block_bytes <= budget:
@@ -166,5 +239,5 @@ def resolve_num_blocks(config: EngineConfig, decoder: Decoder, max_model_len: in
     return budget // block_bytes, reason
 
 
-def _size(num_bytes: int) -> str:
+def readable(num_bytes: int) -> str:
     return ByteSize(num_bytes).human_readable(separator=" ")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from pocketlm.errors import EngineError
+
 
 class FinishReason(str, Enum):
     """Why a sequence ended; the values are the words of the OpenAI API where it has one."""
@@ -38,14 +40,16 @@ class TokenLogprobs:
 class StepOutput:
     """What one engine step did for one sequence.
 
-    `token_id` is None where the sequence ended without a token (abort, error); `error` says why.
+    `token_id` is None where the sequence ended without a token (max_tokens=0, abort, error).
     """
 
     seq_id: int
     token_id: int | None
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
-    error: str | None = None
+    # With the first output of a sequence, if asked for: of its prompt's tokens from the second on.
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    error: EngineError | None = None  # why the sequence failed
 
 
 @dataclass(slots=True)
@@ -68,3 +72,16 @@ class RequestOutput:
     prompt: str
     prompt_token_ids: list[int]
     outputs: list[Completion] = field(default_factory=list)
+    # One entry a prompt token, if asked for; None for the first, which nothing predicts.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where the time of a request went, in seconds."""
+
+    queue_s: float = 0.0  # until the engine first worked on it
+    prefill_s: float = 0.0  # from then until its first token
+    decode_s: float = 0.0  # from then until its last token
+    cpu_s: float | None = 0.0  # processor time of all compute threads for its tokens; None: not measurable
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache

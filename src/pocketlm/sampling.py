@@ -26,7 +26,9 @@ class SamplingParams:
     `presence_penalty` (output only), `temperature`, `top_k`, `top_p`, `min_p`, then the draw.
     """
 
-    max_tokens: int | None = None  # new tokens; 16 if max_length is not given either
+    max_tokens: int | None = (
+        None  # new tokens; 16 if max_length is not given either; 0 = compute the prompt only
+    )
     max_length: int | None = None  # prompt + new tokens; the smaller of the two bounds wins
     min_tokens: int = 0  # no end token and no stop string before this many new tokens
     temperature: float = 1.0  # 0 = greedy
@@ -43,12 +45,13 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None  # report the sampled token and this many of the most likely
+    prompt_logprobs: int | None = None  # the same for each token of the prompt after the first
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if self.max_tokens is not None:
-            _check_integer("max_tokens", self.max_tokens, 1)
+            _check_integer("max_tokens", self.max_tokens, 0)
         if self.max_length is not None:
             _check_integer("max_length", self.max_length, 1)
         _check_integer("min_tokens", self.min_tokens, 0)
@@ -69,6 +72,8 @@ class SamplingParams:
         _check_integer("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _check_integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequest(
                 f"ignore_eos must be true or false, got {_shown(self.ignore_eos)}", param="ignore_eos"
@@ -115,8 +120,9 @@ class SamplingParams:
                     )
 
     def num_new_tokens(self, num_prompt_tokens: int, max_model_len: int) -> int:
-        """How many tokens to generate at most, or an error if there is no room for even one."""
-        if num_prompt_tokens >= max_model_len:
+        """How many tokens to generate at most, or an error if one is wanted and there is no room for it."""
+        least = 0 if self.max_tokens == 0 else 1
+        if num_prompt_tokens + least > max_model_len:
             raise ContextLengthExceeded(
                 f"the prompt has {num_prompt_tokens} tokens and the context window is "
                 f"{max_model_len}, prompt and answer together; shorten the prompt",
@@ -124,7 +130,7 @@ class SamplingParams:
             )
         room = max_model_len - num_prompt_tokens
         if self.max_length is not None:
-            if num_prompt_tokens >= self.max_length:
+            if num_prompt_tokens + least > self.max_length:
                 raise ContextLengthExceeded(
                     f"max_length is {self.max_length}, prompt and answer together, but the prompt "
                     f"alone has {num_prompt_tokens} tokens; raise max_length or shorten the prompt",

@@ -2,15 +2,29 @@ from __future__ import annotations
 
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from fake_decoder import MAX_POSITIONS, VOCAB_SIZE, FakeDecoder, expected_output
+from fake_decoder import (
+    MAX_POSITIONS,
+    VOCAB_SIZE,
+    FakeDecoder,
+    expected_output,
+    expected_prompt_logprobs,
+)
 
 from pocketlm.engine.engine import Engine
-from pocketlm.errors import ConfigError, ContextLengthExceeded, EngineDead, InvalidRequest
-from pocketlm.outputs import FinishReason, StepOutput
+from pocketlm.engine.scheduler import PROMPT_LOGPROBS_CHUNK
+from pocketlm.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    NonFiniteLogits,
+)
+from pocketlm.outputs import FinishReason, StepOutput, TokenLogprobs
 from pocketlm.sampling import MAX_SEED, SamplingParams
 
 EOS = 7
@@ -67,24 +81,50 @@ class Request:
     def expected(self) -> list[int]:
         return expected_output(self.prompt, self.params, seed=self.seed, eos_token_ids=(EOS,))
 
+    @property
+    def expected_prompt_logprobs(self) -> list[TokenLogprobs] | None:
+        return expected_prompt_logprobs(self.prompt, self.params)
+
+
+@dataclass
+class Answer:
+    token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)  # of each output
+    finish_reason: FinishReason | None = None
+
+    def add(self, output: StepOutput) -> None:
+        assert self.finish_reason is None and output.error is None
+        self.token_ids += [] if output.token_id is None else [output.token_id]
+        self.prompt_logprobs.append(output.prompt_logprobs)
+        self.finish_reason = output.finish_reason
+
+    def check(self, request: Request) -> None:
+        """It must be what the request alone asks for."""
+        assert self.token_ids == request.expected
+        first, *others = self.prompt_logprobs
+        assert first == request.expected_prompt_logprobs
+        assert others == [None] * len(others)
+        assert self.finish_reason is not None
+
 
 def random_requests(rng: random.Random, num_requests: int) -> list[Request]:
     """Some prompts begin alike, some end in a few tokens, some draw at random."""
     prefixes = [rng.choices(range(VOCAB_SIZE), k=length) for length in (0, 0, 17, 40)]
-    return [
-        Request(
-            prompt=rng.choice(prefixes) + rng.choices(range(VOCAB_SIZE), k=rng.randint(1, 20)),
-            params=SamplingParams(
-                max_tokens=rng.randint(1, 40),
-                temperature=rng.choice([0.0, 1.0]),
-                ignore_eos=rng.random() < 0.5,
-                stop_token_ids=rng.sample(range(VOCAB_SIZE), k=2),
-                min_tokens=rng.choice([0, 1]),
-            ),
-            seed=rng.randrange(2**64),
+
+    def random_request() -> Request:
+        max_tokens = rng.choice([0, rng.randint(1, 40), rng.randint(1, 40)])
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=rng.choice([0.0, 1.0]),
+            ignore_eos=rng.random() < 0.5,
+            stop_token_ids=rng.sample(range(VOCAB_SIZE), k=2),
+            min_tokens=rng.choice([0, min(1, max_tokens)]),
+            prompt_logprobs=rng.choice([None, None, 0, 3]),
         )
-        for _ in range(num_requests)
-    ]
+        prompt = rng.choice(prefixes) + rng.choices(range(VOCAB_SIZE), k=rng.randint(1, 20))
+        return Request(prompt, params, seed=rng.randrange(2**64))
+
+    return [random_request() for _ in range(num_requests)]
 
 
 @pytest.mark.parametrize("prefix_caching", [False, True])
@@ -101,19 +141,21 @@ def test_answers_do_not_depend_on_batch_chunks_blocks_or_cache(
         max_batch_tokens=max_batch_tokens,
         prefix_caching=prefix_caching,
     )
-    answers: dict[int, list[int | None]] = {}
+    answers: dict[int, Answer] = {}
     for _ in range(2):  # the second time with a warm cache and in another order
         rng.shuffle(requests)
         remaining = list(requests)
-        expected = {}
+        asked = {}
         while remaining or engine.has_work:
             if remaining and rng.random() < 0.3:
                 request = remaining.pop()
                 seq_id = engine.add(request.prompt, request.params, seed=request.seed)
-                expected[seq_id] = request.expected
+                asked[seq_id] = request
+                answers[seq_id] = Answer()
             for output in engine.step():
-                answers.setdefault(output.seq_id, []).append(output.token_id)
-        assert {seq_id: answers[seq_id] for seq_id in expected} == expected
+                answers[output.seq_id].add(output)
+        for seq_id, request in asked.items():
+            answers[seq_id].check(request)
     assert all_is_free(engine)
     stats = engine.stats()
     assert (stats.num_preemptions > 0) == (num_blocks == 7 and max_batch_tokens > 1)
@@ -126,15 +168,17 @@ def test_abort_at_any_step_frees_all_and_leaves_the_others_alone() -> None:
     for num_steps in range(30):
         engine = make_engine(num_blocks=7, max_model_len=112, max_batch_tokens=8)
         seq_ids = [engine.add(r.prompt, r.params, seed=r.seed) for r in requests]
-        answers: dict[int, list[int | None]] = {seq_id: [] for seq_id in seq_ids}
+        answers = {seq_id: Answer() for seq_id in seq_ids}
         for step in range(1000):
             if step == num_steps:
                 for seq_id in seq_ids[::2]:
                     engine.abort(seq_id)
                     answers.pop(seq_id)
             for output in engine.step():
-                answers[output.seq_id].append(output.token_id)
-        assert answers == {seq_ids[i]: requests[i].expected for i in (1, 3, 5)}
+                answers[output.seq_id].add(output)
+        assert sorted(answers) == seq_ids[1::2]
+        for seq_id, request in zip(seq_ids[1::2], requests[1::2], strict=True):
+            answers[seq_id].check(request)
         assert all_is_free(engine)
 
 
@@ -216,10 +260,39 @@ def test_non_finite_logits_fail_that_sequence_only() -> None:
     outputs = run_to_end(engine)
     [output] = outputs[bad]
     assert (output.token_id, output.finish_reason) == (None, FinishReason.ERROR)
-    assert output.error is not None
-    assert "not finite" in output.error
+    assert isinstance(output.error, NonFiniteLogits)
+    assert "not finite" in str(output.error)
     assert [output.token_id for output in outputs[good]] == expected_output([1, 2], params)
     assert all_is_free(engine)
+
+
+def test_non_finite_logits_in_a_prompt_fail_who_asked_for_them() -> None:
+    engine = make_engine(FakeDecoder(nan_token_id=50), prefix_caching=True)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    prompt = [50, *range(20)]
+    bad = engine.add(prompt, replace(params, prompt_logprobs=0), seed=0)
+    nothing_drawn = engine.add(prompt, replace(params, prompt_logprobs=0, max_tokens=0), seed=0)
+    good = engine.add(prompt, params, seed=0)
+    outputs = run_to_end(engine)
+    for seq_id in (bad, nothing_drawn):
+        [output] = outputs[seq_id]
+        assert (output.token_id, output.prompt_logprobs) == (None, None)
+        assert isinstance(output.error, NonFiniteLogits)
+    assert [output.token_id for output in outputs[good]] == expected_output(prompt, params)
+    assert all_is_free(engine)
+
+
+def test_a_long_prompt_with_logprobs_never_asks_for_more_rows_than_a_chunk() -> None:
+    decoder = FakeDecoder()
+    engine = make_engine(decoder, max_batch_tokens=500)
+    rng = random.Random(0)
+    params = SamplingParams(max_tokens=2, temperature=0, prompt_logprobs=1, ignore_eos=True)
+    requests = [Request(rng.choices(range(VOCAB_SIZE), k=k), params, 0) for k in (200, 60, 60, 30)]
+    seq_ids = [engine.add(r.prompt, r.params, seed=0) for r in requests]
+    outputs = run_to_end(engine)
+    for seq_id, request in zip(seq_ids, requests, strict=True):
+        assert outputs[seq_id][0].prompt_logprobs == request.expected_prompt_logprobs
+    assert max(len(inputs.logit_rows) for inputs in decoder.batches) <= PROMPT_LOGPROBS_CHUNK + len(requests)
 
 
 # What is refused.
@@ -242,6 +315,18 @@ def test_a_prompt_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(ContextLengthExceeded):
         engine.check([1] * 20, SamplingParams())
     engine.check([1] * 19, SamplingParams())
+
+
+def test_a_prompt_that_fills_the_context_window_may_be_computed_if_nothing_is_drawn() -> None:
+    engine = make_engine(max_model_len=20, num_blocks=2)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+    engine.add([1] * 20, params, seed=0)
+    [[output]] = run_to_end(engine).values()
+    assert (output.token_id, output.finish_reason) == (None, FinishReason.LENGTH)
+    assert output.prompt_logprobs == expected_prompt_logprobs([1] * 20, params)
+    with pytest.raises(ContextLengthExceeded):
+        engine.check([1] * 21, params)
+    assert all_is_free(engine)
 
 
 def test_token_ids_outside_the_vocabulary_are_refused() -> None:
@@ -300,6 +385,8 @@ def test_a_failing_step_fails_its_batch_and_the_engine_goes_on(caplog: pytest.Lo
         (seq_ids[0], None, FinishReason.ERROR),
         (seq_ids[1], None, FinishReason.ERROR),
     ]
+    assert type(outputs[0].error) is EngineError
+    assert outputs[0].error is not outputs[1].error  # each is raised on its own
     assert "RuntimeError" in str(outputs[0].error)
     assert "out of luck" not in str(outputs[0].error)  # the message reaches clients
     assert caplog.records[0].exc_info is not None
@@ -376,6 +463,52 @@ def test_stats_count_what_happened() -> None:
     assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (40, 16)
     assert (stats.num_prompt_tokens, stats.num_output_tokens) == (40, 6)
     assert stats.num_preemptions == 0
+
+
+def test_the_last_batch_says_who_was_computed_and_what_was_found_in_the_cache() -> None:
+    engine = make_engine()
+    assert engine.last_batch == []
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+    first = engine.add([1] * 40, params, seed=0)
+    engine.step()
+    second = engine.add([1] * 40, params, seed=0)
+    third = engine.add([2] * 5, params, seed=0)
+
+    def computed() -> list[tuple[int, int, int]]:
+        return [
+            (seq.seq_id, num_tokens, seq.num_cached_at_admission) for seq, num_tokens in engine.last_batch
+        ]
+
+    assert computed() == [(first, 40, 0)]
+    engine.step()
+    assert computed() == [(second, 8, 32), (third, 5, 0)]
+    engine.step()
+    assert engine.last_batch == []
+
+
+def test_the_last_batch_is_there_after_a_failed_step() -> None:
+    engine = make_engine(FakeDecoder(errors=[RuntimeError("out of luck")]))
+    seq_id = engine.add([1, 2, 3], SamplingParams(), seed=0)
+    engine.step()
+    assert [(seq.seq_id, num_tokens) for seq, num_tokens in engine.last_batch] == [(seq_id, 3)]
+
+
+def test_what_was_cached_at_admission_is_kept_through_preemption() -> None:
+    engine = make_engine(num_blocks=7, max_model_len=112, max_num_seqs=2)
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    engine.add([1] * 30, params, seed=0)
+    preempted = engine.add([2] * 30, params, seed=0)
+    cached = set()
+    while engine.has_work:
+        engine.step()
+        cached |= {seq.num_cached_at_admission for seq, _ in engine.last_batch if seq.seq_id == preempted}
+    assert engine.stats().num_preemptions > 0
+    assert engine.stats().prefix_cache_hits > 0  # when it came back
+    assert cached == {0}
+
+
+def test_processor_time_is_that_of_the_decoder() -> None:
+    assert make_engine().worker_cpu_s() == 0.0
 
 
 def test_sequence_ids_increase() -> None:

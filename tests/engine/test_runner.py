@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from fake_decoder import FakeDecoder
+from fake_decoder import FakeDecoder, expected_prompt_logprobs
 from numpy.testing import assert_array_equal
 
-from pocketlm.engine.batch import SampledToken, ScheduledSequence
+from pocketlm.engine.batch import ComputedSequence, ScheduledSequence
 from pocketlm.engine.runner import Runner, forward_inputs, sampling_inputs
 from pocketlm.engine.sequence import Sequence
 from pocketlm.outputs import TokenLogprobs
@@ -20,11 +20,16 @@ def make_sequence(
     output: tuple[int, ...] = (),
     seed: int = 0,
     eos_token_ids: tuple[int, ...] = (),
+    max_new_tokens: int = 9,
 ) -> Sequence:
     """The prompt is 0, 1, 2, ..."""
-    prompt = list(range(num_prompt_tokens))
     seq = Sequence(
-        0, prompt, params or SamplingParams(), seed=seed, max_new_tokens=9, eos_token_ids=eos_token_ids
+        0,
+        list(range(num_prompt_tokens)),
+        params or SamplingParams(),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos_token_ids,
     )
     seq.token_ids += output
     return seq
@@ -122,8 +127,8 @@ def test_a_batch_that_reaches_no_end_is_computed_all_the_same() -> None:
     decoder = FakeDecoder()
     runner = Runner(decoder, decoder.new_kv_cache(4))
     seq = make_sequence(9)
-    assert runner.run([scheduled(seq, 0, 4, [1])]) == [None]
-    assert runner.run([scheduled(seq, 4, 4, [1])]) == [None]
+    assert runner.run([scheduled(seq, 0, 4, [1])]) == [ComputedSequence()]
+    assert runner.run([scheduled(seq, 4, 4, [1])]) == [ComputedSequence()]
     assert [len(inputs.logit_rows) for inputs in decoder.batches] == [0, 0]
 
 
@@ -137,7 +142,7 @@ def test_tokens_go_to_the_sequences_that_reached_their_end() -> None:
         scheduled(make_sequence(6, greedy), 0, 6, [3]),
     ]
     together = runner.run(items)
-    assert together[1] is None
+    assert together[1] == ComputedSequence()
     assert [together[0], together[2]] == [runner.run([item])[0] for item in (items[0], items[2])]
     assert together[0] != together[2]
 
@@ -145,7 +150,7 @@ def test_tokens_go_to_the_sequences_that_reached_their_end() -> None:
 def test_non_finite_logits_are_no_token() -> None:
     decoder = FakeDecoder(nan_token_id=2)
     runner = Runner(decoder, decoder.new_kv_cache(4))
-    assert runner.run([scheduled(make_sequence(3), 0, 3, [1])]) == [SampledToken(None)]
+    assert runner.run([scheduled(make_sequence(3), 0, 3, [1])]) == [ComputedSequence(is_finite=False)]
 
 
 def test_logprobs_are_reported_as_asked_for_each_sequence() -> None:
@@ -156,10 +161,69 @@ def test_logprobs_are_reported_as_asked_for_each_sequence() -> None:
     tokens = runner.run(
         [scheduled(make_sequence(3, p), 0, 3, [block]) for block, p in enumerate(params)]
     )  # the same prompt three times
-    none, two, zero = (token.logprobs for token in tokens if token is not None)
+    none, two, zero = (token.logprobs for token in tokens)
     assert none is None
     assert two is not None and zero is not None
-    assert tokens[0] is not None and two.token_ids[:2] == (tokens[0].token_id,) * 2
+    assert two.token_ids[:2] == (tokens[0].token_id,) * 2
     assert two.ranks == (1, 1, 2)
     assert two.logprobs[0] == two.logprobs[1] > two.logprobs[2]
     assert zero == TokenLogprobs(two.token_ids[:1], two.logprobs[:1], two.ranks[:1])
+
+
+# The logits of prompts.
+
+REPORTING = SamplingParams(temperature=0, prompt_logprobs=2)
+
+
+def test_the_rows_of_those_who_draw_come_first_then_those_of_prompts() -> None:
+    inputs = forward_inputs(
+        [
+            scheduled(make_sequence(4, REPORTING), 0, 4, [5]),  # rows 0 to 3: reports 0, 1, 2 and draws
+            scheduled(make_sequence(3), 0, 3, [6]),  # rows 4 to 6: draws
+            scheduled(make_sequence(3, max_new_tokens=0), 0, 3, [7]),  # rows 7 to 9: draws nothing
+            scheduled(make_sequence(30, REPORTING), 0, 5, [8]),  # rows 10 to 14: reports them all
+        ]
+    )
+    assert_array_equal(inputs.logit_rows, [3, 6, 0, 1, 2, 10, 11, 12, 13, 14])
+
+
+def test_prompt_logprobs_go_to_the_sequences_that_asked_whatever_is_beside_them() -> None:
+    decoder = FakeDecoder()
+    runner = Runner(decoder, decoder.new_kv_cache(8))
+    greedy = SamplingParams(temperature=0)
+    ending = replace(REPORTING, prompt_logprobs=0)
+    asking = scheduled(make_sequence(6, REPORTING), 0, 6, [1])
+    plain = scheduled(make_sequence(5, greedy), 0, 5, [2])
+    reporting_only = scheduled(make_sequence(9, ending, max_new_tokens=0), 0, 9, [3])
+    first, second, third = runner.run([asking, plain, reporting_only])
+    prompt = list(range(9))
+    assert first.prompt_logprobs == expected_prompt_logprobs(prompt[:6], REPORTING)
+    assert third == ComputedSequence(None, None, expected_prompt_logprobs(prompt, ending) or ())
+    assert not second.prompt_logprobs
+    assert [first.token_id, second.token_id] == [
+        runner.run([scheduled(make_sequence(n, greedy), 0, n, [4])])[0].token_id for n in (6, 5)
+    ]
+
+
+def test_a_batch_of_chunks_alone_reports_its_rows() -> None:
+    decoder = FakeDecoder()
+    runner = Runner(decoder, decoder.new_kv_cache(4))
+    seq = make_sequence(9, REPORTING)
+    [computed] = runner.run([scheduled(seq, 0, 4, [1])])
+    expected = expected_prompt_logprobs(list(range(9)), REPORTING)
+    assert expected is not None
+    assert computed == ComputedSequence(prompt_logprobs=expected[:4])
+
+
+def test_non_finite_logits_of_a_prompt_are_found_where_they_are() -> None:
+    decoder = FakeDecoder(nan_token_id=2)
+    runner = Runner(decoder, decoder.new_kv_cache(8))
+    computed = runner.run(
+        [
+            scheduled(make_sequence(2, REPORTING), 0, 2, [1]),
+            scheduled(make_sequence(6, REPORTING), 0, 6, [2]),
+            scheduled(make_sequence(6), 0, 6, [3]),  # draws from a row that is finite
+        ]
+    )
+    assert [one.is_finite for one in computed] == [True, False, True]
+    assert computed[1] == ComputedSequence(is_finite=False)

@@ -7,11 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pocketlm.engine.batch import Batch, SampledToken
+from pocketlm.engine.batch import Batch, ComputedSequence
 from pocketlm.engine.block_manager import BlockManager
-from pocketlm.engine.scheduler import Scheduler
+from pocketlm.engine.scheduler import PROMPT_LOGPROBS_CHUNK, Scheduler
 from pocketlm.engine.sequence import Sequence, SequenceStatus
-from pocketlm.outputs import FinishReason, StepOutput
+from pocketlm.errors import NonFiniteLogits
+from pocketlm.outputs import FinishReason, StepOutput, TokenLogprobs
 from pocketlm.sampling import SamplingParams
 
 BLOCK_SIZE = 4
@@ -27,19 +28,33 @@ def make_scheduler(
     return Scheduler(max_num_seqs, max_batch_tokens, BlockManager(num_blocks, BLOCK_SIZE, prefix_caching))
 
 
-def make_sequence(seq_id: int, num_prompt_tokens: int, *, max_new_tokens: int = 100) -> Sequence:
+def make_sequence(
+    seq_id: int, num_prompt_tokens: int, *, max_new_tokens: int = 100, prompt_logprobs: int | None = None
+) -> Sequence:
     """A prompt that begins like no other's."""
-    return Sequence(
-        seq_id, [seq_id] * num_prompt_tokens, SamplingParams(), seed=0, max_new_tokens=max_new_tokens
-    )
+    params = SamplingParams(prompt_logprobs=prompt_logprobs)
+    return Sequence(seq_id, [seq_id] * num_prompt_tokens, params, seed=0, max_new_tokens=max_new_tokens)
 
 
 def run_step(scheduler: Scheduler, token_id: int | None = 0) -> tuple[dict[int, int], list[StepOutput]]:
     """One step in which each sequence that can draws `token_id`: {seq_id: tokens scheduled}, outputs."""
     batch = scheduler.schedule()
     scheduled = {seq.seq_id: num_tokens for seq, num_tokens in batch}
-    sampled = [SampledToken(token_id) if item.reaches_end else None for item in batch]
-    return scheduled, scheduler.update(batch, sampled)
+    computed = [
+        ComputedSequence(
+            token_id if item.draws else None,
+            None,
+            [position_logprobs(position) for position in item.prompt_logits],
+            is_finite=token_id is not None,
+        )
+        for item in batch
+    ]
+    return scheduled, scheduler.update(batch, computed)
+
+
+def position_logprobs(position: int) -> TokenLogprobs:
+    """Stands for what the logits at a position of a prompt say."""
+    return TokenLogprobs((position,), (0.0,), (1,))
 
 
 def test_nothing_to_do_is_an_empty_batch() -> None:
@@ -100,7 +115,7 @@ def test_when_blocks_run_out_the_youngest_sits_out_then_is_preempted_then_comes_
     assert (scheduler.num_preemptions, young.status) == (0, SequenceStatus.RUNNING)
 
     assert run_step(scheduler, 6)[0] == {0: 1}  # the old one takes the young one's block
-    assert (scheduler.num_preemptions, young.status) == (1, SequenceStatus.WAITING)
+    assert (scheduler.num_preemptions, young.status) == (1, SequenceStatus.PREEMPTED)
     assert (young.block_table, young.output_token_ids) == ([], [5])
 
     assert run_step(scheduler, 6)[1] == [StepOutput(0, 6, FinishReason.LENGTH)]
@@ -175,8 +190,8 @@ def test_non_finite_logits_end_the_sequence_without_a_token() -> None:
     scheduler.add(seq)
     _, [output] = run_step(scheduler, None)
     assert (output.token_id, output.finish_reason) == (None, FinishReason.ERROR)
-    assert output.error is not None
-    assert "not finite" in output.error
+    assert isinstance(output.error, NonFiniteLogits)
+    assert "not finite" in str(output.error)
     assert seq.output_token_ids == []
     assert not scheduler.has_work
     assert scheduler.block_manager.num_free_blocks == 100
@@ -206,6 +221,95 @@ def test_abort_of_an_unknown_or_finished_sequence_has_no_effect() -> None:
     assert scheduler.block_manager.num_free_blocks == 100
 
 
+# Prompts whose logits are reported, and answers without a token.
+
+
+def test_an_answer_of_no_tokens_ends_when_its_prompt_is_computed() -> None:
+    scheduler = make_scheduler(max_batch_tokens=4)
+    seq = make_sequence(0, 6, max_new_tokens=0)
+    scheduler.add(seq)
+    assert run_step(scheduler) == ({0: 4}, [])
+    assert run_step(scheduler) == ({0: 2}, [StepOutput(0, None, FinishReason.LENGTH)])
+    assert (seq.status, seq.output_token_ids) == (SequenceStatus.FINISHED, [])
+    assert scheduler.num_output_tokens == 0
+    assert scheduler.block_manager.num_free_blocks == 100
+
+
+def test_prompt_logprobs_come_whole_and_once_with_the_first_token() -> None:
+    scheduler = make_scheduler(max_batch_tokens=4)
+    scheduler.add(make_sequence(0, 10, prompt_logprobs=0))
+    outputs = [output for _ in range(5) for output in run_step(scheduler)[1]]
+    expected = [position_logprobs(position) for position in range(9)]
+    assert [output.prompt_logprobs for output in outputs] == [expected, None, None]
+
+
+def test_prompt_logprobs_come_with_an_answer_of_no_tokens() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(0, 3, max_new_tokens=0, prompt_logprobs=0))
+    scheduler.add(make_sequence(1, 1, max_new_tokens=0, prompt_logprobs=0))
+    expected = [position_logprobs(0), position_logprobs(1)]
+    assert run_step(scheduler)[1] == [
+        StepOutput(0, None, FinishReason.LENGTH, prompt_logprobs=expected),
+        StepOutput(1, None, FinishReason.LENGTH, prompt_logprobs=[]),  # a first token is predicted by nothing
+    ]
+
+
+def test_a_prompt_whose_logits_are_reported_is_computed_in_small_chunks_and_nobody_overtakes_it() -> None:
+    scheduler = make_scheduler(max_batch_tokens=1000, num_blocks=1000)
+    scheduler.add(make_sequence(0, 2))
+    scheduler.add(make_sequence(1, 2 * PROMPT_LOGPROBS_CHUNK + 5, prompt_logprobs=0))
+    scheduler.add(make_sequence(2, 300))
+    chunk = PROMPT_LOGPROBS_CHUNK
+    assert [run_step(scheduler)[0] for _ in range(3)] == [
+        {0: 2, 1: chunk},
+        {0: 1, 1: chunk},
+        {0: 1, 1: 5, 2: 300},
+    ]
+
+
+def test_many_short_prompts_share_the_rows_of_one_step() -> None:
+    scheduler = make_scheduler(max_batch_tokens=1000, num_blocks=1000)
+    for seq_id in range(5):
+        scheduler.add(make_sequence(seq_id, PROMPT_LOGPROBS_CHUNK // 2 - 4, prompt_logprobs=0))
+    scheduler.add(make_sequence(5, 100))
+    assert [run_step(scheduler)[0] for _ in range(2)] == [
+        {0: 28, 1: 28, 2: 8},
+        {0: 1, 1: 1, 2: 20, 3: 28, 4: 16},
+    ]
+
+
+def test_a_prompt_whose_logits_are_reported_finds_nothing_in_the_cache_and_leaves_its_blocks_there() -> None:
+    scheduler = make_scheduler(prefix_caching=True)
+    for seq_id, prompt_logprobs in enumerate((None, 0, 0, None)):
+        seq = make_sequence(seq_id, 1, max_new_tokens=0, prompt_logprobs=prompt_logprobs)
+        seq.token_ids[:] = seq.prompt_token_ids[:] = range(8 * (seq_id > 0) + 2)
+        scheduler.add(seq)
+        scheduled, [output] = run_step(scheduler)
+        assert (output.prompt_logprobs is None) == (prompt_logprobs is None)
+        assert scheduled == {seq_id: 2 if seq_id in (0, 3) else 10}
+        assert seq.num_cached_at_admission == (8 if seq_id == 3 else 0)
+
+
+def test_after_preemption_rows_already_reported_may_come_from_the_cache() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_batch_tokens=9, prefix_caching=True)
+    scheduler.add(make_sequence(0, 4, max_new_tokens=9))
+    young = make_sequence(1, 20, prompt_logprobs=0)
+    scheduler.add(young)
+    while scheduler.num_preemptions == 0:
+        run_step(scheduler)
+    assert young.prompt_logprobs is not None
+    num_reported = len(young.prompt_logprobs)
+    assert num_reported > BLOCK_SIZE
+    assert young.status is SequenceStatus.PREEMPTED
+    cached = scheduler.block_manager.find_cached(young)
+    assert 0 < len(cached) * BLOCK_SIZE <= num_reported
+    outputs = []
+    while not outputs:
+        outputs = [output for output in run_step(scheduler)[1] if output.seq_id == 1]
+    assert outputs[0].prompt_logprobs == [position_logprobs(position) for position in range(19)]
+    assert young.num_cached_at_admission == 0
+
+
 EOS = 2
 
 
@@ -224,11 +328,19 @@ class RandomSchedule(RuleBasedStateMachine):
         num_blocks=st.integers(4, 6),
         max_num_seqs=st.integers(1, 4),
         max_batch_tokens=st.integers(1, 12),
+        max_prompt_logits=st.integers(1, 12),
         prefix_caching=st.booleans(),
     )
-    def start(self, num_blocks: int, max_num_seqs: int, max_batch_tokens: int, prefix_caching: bool) -> None:
+    def start(
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        max_batch_tokens: int,
+        max_prompt_logits: int,
+        prefix_caching: bool,
+    ) -> None:
         self.block_manager = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
-        self.scheduler = Scheduler(max_num_seqs, max_batch_tokens, self.block_manager)
+        self.scheduler = Scheduler(max_num_seqs, max_batch_tokens, self.block_manager, max_prompt_logits)
         self.slots: dict[int, list[int]] = {}
         self.live: dict[int, Sequence] = {}
         self.num_added = 0
@@ -236,14 +348,15 @@ class RandomSchedule(RuleBasedStateMachine):
     @rule(
         # Few different prompts, so that many begin alike.
         prompt=st.lists(st.sampled_from([0, 0, 0, 1]), min_size=1, max_size=15),
-        max_new_tokens=st.integers(1, 12),
+        max_new_tokens=st.integers(0, 12),
+        prompt_logprobs=st.sampled_from([None, None, 0]),
     )
-    def add(self, prompt: list[int], max_new_tokens: int) -> None:
+    def add(self, prompt: list[int], max_new_tokens: int, prompt_logprobs: int | None) -> None:
         room = self.block_manager.num_blocks * BLOCK_SIZE - len(prompt)
         seq = Sequence(
             self.num_added,
             prompt,
-            SamplingParams(),
+            SamplingParams(prompt_logprobs=prompt_logprobs),
             seed=0,
             max_new_tokens=min(max_new_tokens, room),
             eos_token_ids=(EOS,),
@@ -270,13 +383,23 @@ class RandomSchedule(RuleBasedStateMachine):
         assert bool(batch) == bool(self.live)
         self.check_batch(batch)
         self.compute(batch)
-        sampled = [SampledToken(next_token(seq.token_ids)) if end else None for seq, end in ends(batch)]
-        for output in self.scheduler.update(batch, sampled):
+        computed = [
+            ComputedSequence(
+                next_token(item.seq.token_ids) if item.draws else None,
+                None,
+                [position_logprobs(position) for position in item.prompt_logits],
+            )
+            for item in batch
+        ]
+        firsts = {item.seq.seq_id for item in batch if item.seq.num_output_tokens == 0}
+        for output in self.scheduler.update(batch, computed):
+            self.check_prompt_logprobs(output, is_first=output.seq_id in firsts)
             if output.finish_reason is not None:
                 self.check_answer(self.live.pop(output.seq_id), output.finish_reason)
 
     def check_batch(self, batch: Batch) -> None:
         assert sum(num_tokens for _, num_tokens in batch) <= self.scheduler.max_batch_tokens
+        assert sum(len(item.prompt_logits) for item in batch) <= self.scheduler.max_prompt_logits
         assert len(batch) <= self.scheduler.max_num_seqs
         assert [seq.seq_id for seq, _ in batch] == sorted({seq.seq_id for seq, _ in batch})
         uses = Counter(block for seq in self.live.values() for block in seq.block_table)
@@ -294,6 +417,12 @@ class RandomSchedule(RuleBasedStateMachine):
                 if position >= seq.num_computed_tokens:
                     self.slots[slot] = seq.token_ids[: position + 1]
                 assert self.slots[slot] == seq.token_ids[: position + 1]
+
+    def check_prompt_logprobs(self, output: StepOutput, *, is_first: bool) -> None:
+        seq = self.live[output.seq_id]
+        expected = [position_logprobs(position) for position in range(seq.num_prompt_tokens - 1)]
+        wanted = is_first and seq.params.prompt_logprobs is not None
+        assert output.prompt_logprobs == (expected if wanted else None)
 
     def check_answer(self, seq: Sequence, reason: FinishReason) -> None:
         token_ids = list(seq.prompt_token_ids)
@@ -326,10 +455,6 @@ class RandomSchedule(RuleBasedStateMachine):
             self.books_balance()
             self.order_of_arrival_is_kept()
         assert self.block_manager.num_free_blocks == self.block_manager.num_blocks
-
-
-def ends(batch: Batch) -> list[tuple[Sequence, bool]]:
-    return [(item.seq, item.reaches_end) for item in batch]
 
 
 # Derandomized: the same examples on every run, so that a failure is everybody's failure.

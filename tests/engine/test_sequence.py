@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pocketlm.engine.sequence import Sequence
-from pocketlm.outputs import FinishReason
+from pocketlm.outputs import FinishReason, TokenLogprobs
 from pocketlm.sampling import SamplingParams
 
 EOS = 7
@@ -62,3 +62,54 @@ def test_what_would_end_the_answer_is_banned_until_min_tokens() -> None:
 
 def test_an_ignored_eos_is_not_banned() -> None:
     assert make_sequence(SamplingParams(min_tokens=2, ignore_eos=True)).banned_ids == []
+
+
+# Which logits a sequence needs.
+
+
+def report_rows(seq: Sequence, num_tokens: int) -> list[int]:
+    """Compute the next tokens: the rows that were to be reported."""
+    rows = seq.prompt_logits_in(num_tokens)
+    seq.num_computed_tokens += num_tokens
+    if seq.prompt_logprobs is not None:
+        seq.prompt_logprobs += [TokenLogprobs((row,), (0.0,), (1,)) for row in rows]
+    return list(rows)
+
+
+def make_long(prompt_logprobs: int | None = 0) -> Sequence:
+    params = SamplingParams(prompt_logprobs=prompt_logprobs)
+    return Sequence(0, list(range(10)), params, seed=0, max_new_tokens=10)
+
+
+def test_only_the_last_token_of_a_plain_sequence_must_be_computed() -> None:
+    seq = make_long(None)
+    assert not seq.wants_prompt_logits
+    assert seq.first_wanted == 9
+    assert report_rows(seq, 10) == []
+
+
+def test_each_token_of_the_prompt_but_the_last_reports_the_one_after_it() -> None:
+    seq = make_long()
+    assert seq.first_wanted == 0
+    assert [report_rows(seq, 4), report_rows(seq, 4), report_rows(seq, 2)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8],
+    ]
+    assert not seq.wants_prompt_logits
+    assert seq.first_wanted == 9
+
+
+def test_rows_reported_before_a_preemption_are_not_reported_again() -> None:
+    seq = make_long()
+    report_rows(seq, 6)
+    seq.num_computed_tokens = 0
+    assert seq.first_wanted == 6
+    assert [report_rows(seq, 4), report_rows(seq, 6)] == [[], [6, 7, 8]]
+
+
+def test_a_prompt_of_one_token_has_nothing_to_report() -> None:
+    seq = Sequence(0, [5], SamplingParams(prompt_logprobs=3), seed=0, max_new_tokens=10)
+    assert not seq.wants_prompt_logits
+    assert seq.prompt_logprobs == []
+    assert report_rows(seq, 1) == []

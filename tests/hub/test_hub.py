@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 import pocketlm
 from pocketlm.errors import ModelLoadError
-from pocketlm.hub import BUNDLED, resolve
+from pocketlm.hub import BUNDLED, is_local, resolve, without_folders
 
 COMMIT = "c0ffee" * 6 + "c0ff"
 
@@ -36,6 +36,8 @@ class FakeHub(BaseHTTPRequestHandler):
         "config.json": b"{}",
         "model.safetensors": b"weights",
         "tokenizer.json": b"{}",
+        "tokenizer_config.json": b"{}",
+        "chat_template.jinja": b"{{ messages }}",
         "pytorch_model.bin": b"a pickle",
         "onnx/model.onnx": b"for another program",
         "model.fp16.safetensors": b"for another program",
@@ -197,9 +199,11 @@ def test_fetching_takes_what_is_needed_and_nothing_else(
 ) -> None:
     folder = resolve("org/model")
     assert sorted(path.name for path in folder.iterdir()) == [
+        "chat_template.jinja",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert capsys.readouterr().out == ""
@@ -222,3 +226,27 @@ def test_a_gated_repository(fake_hub: Path) -> None:
 def test_a_hub_that_fails(fake_hub: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"org/broken .* it answers with status 418; its files would be"):
         resolve("org/broken")
+
+
+def test_what_is_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert is_local("bundled") and is_local(str(tmp_path / "model")) and is_local("~/model")
+    assert not is_local("gpt2") and not is_local(str(tmp_path / "other"))
+
+
+def test_messages_for_users_name_the_model_and_not_its_folder(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert without_folders("bundled", f"{BUNDLED}/config.json is odd") == "bundled/config.json is odd"
+    assert without_folders("~/model", f"{tmp_path}/model has no x") == "~/model has no x"
+    snapshot = fill_cache(cache, "org/model")
+    assert without_folders("org/model", f"{snapshot} has no x") == "org/model has no x"
+    assert without_folders("org/model", f"{snapshot}/a.json has no x") == "org/model/a.json has no x"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelLoadError) as error:
+        resolve("org/other")
+    message = without_folders("org/other", str(error.value))
+    assert str(tmp_path) not in message and message.endswith("would be in the Hugging Face cache")

@@ -178,3 +178,68 @@ def test_bad_indices_are_refused(isa: str, changes: dict[str, Any]) -> None:
     decoder = kernels.create_decoder(spec, random_weights(spec), dtype="float32", num_threads=1, isa_name=isa)
     with pytest.raises(ValueError):
         decoder.sample(logits_of(1), sampling_inputs(1, **changes))
+
+
+# Log-probabilities of given tokens.
+
+
+def given_tokens(num_rows: int, **changes: Any) -> tuple[Any, Any]:
+    """A token a row, and how many of the most likely to report: from none to more than there are."""
+    num_logprobs = np.arange(num_rows, dtype=np.int32) * 3 % 25
+    token_ids = np.arange(num_rows, dtype=np.int32) * 37 % VOCAB
+    for name, value in changes.items():
+        {"token_ids": token_ids, "num_logprobs": num_logprobs}[name][0] = value
+    return token_ids, num_logprobs
+
+
+def test_log_probabilities_equal_the_reference(decoder: kernels.Decoder) -> None:
+    logits = logits_of(64)
+    logits[5] = np.round(logits[5])  # many equal ones
+    token_ids, num_logprobs = given_tokens(64)
+    outputs = decoder.log_probabilities(logits, token_ids, num_logprobs)
+    expected = kernels.reference.report(logits, token_ids, num_logprobs)
+    np.testing.assert_array_equal(outputs.logprob_ids, expected.logprob_ids)
+    np.testing.assert_array_equal(outputs.ranks, expected.ranks)
+    np.testing.assert_allclose(outputs.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(outputs.logprob_ids[:, 0], token_ids)
+    np.testing.assert_array_equal((outputs.logprob_ids >= 0).sum(axis=1), num_logprobs + 1)
+
+
+def test_a_given_token_has_the_log_probability_of_a_drawn_one(decoder: kernels.Decoder) -> None:
+    logits = logits_of(16)
+    drawn = decoder.sample(logits, sampling_inputs(16, num_logprobs=4))
+    given = decoder.log_probabilities(logits, drawn.token_ids, np.full(16, 4, np.int32))
+    np.testing.assert_array_equal(given.logprob_ids, drawn.logprob_ids)
+    np.testing.assert_array_equal(given.logprobs, drawn.logprobs)
+    np.testing.assert_array_equal(given.ranks, drawn.ranks)
+
+
+def test_log_probabilities_of_a_row_alone_are_those_among_others(decoder: kernels.Decoder) -> None:
+    logits = logits_of(16)
+    token_ids, num_logprobs = given_tokens(16)
+    together = decoder.log_probabilities(logits, token_ids, num_logprobs)
+    for r in range(16):
+        alone = decoder.log_probabilities(logits[r : r + 1], token_ids[r : r + 1], num_logprobs[r : r + 1])
+        for one, all_rows in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], all_rows[r, : num_logprobs[r] + 1])
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_has_no_log_probabilities(decoder: kernels.Decoder, poison: float) -> None:
+    logits = logits_of(3)
+    logits[1, 200] = poison
+    outputs = decoder.log_probabilities(logits, *given_tokens(3))
+    assert (outputs.logprob_ids[:, 0] >= 0).tolist() == [True, False, True]
+    assert (outputs.logprob_ids[1] == -1).all()
+
+
+@pytest.mark.parametrize("isa", kernels.COMPILED_ISAS[:1])
+@pytest.mark.parametrize("changes", [{"token_ids": VOCAB}, {"token_ids": -1}, {"num_logprobs": -1}])
+def test_bad_tokens_are_refused(isa: str, changes: dict[str, int]) -> None:
+    spec = random_spec(vocab_size=VOCAB)
+    decoder = kernels.create_decoder(spec, random_weights(spec), dtype="float32", num_threads=1, isa_name=isa)
+    with pytest.raises(ValueError):
+        decoder.log_probabilities(logits_of(2), *given_tokens(2, **changes))
+    token_ids, num_logprobs = given_tokens(2)
+    with pytest.raises(ValueError):
+        decoder.log_probabilities(logits_of(3), token_ids, num_logprobs)

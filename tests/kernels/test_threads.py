@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,3 +48,34 @@ def test_decoders_come_and_go() -> None:
         decoder = kernels.create_decoder(SPEC, random_weights(SPEC), dtype="int8", num_threads=num_threads)
         all_logits(decoder, [1, 2, 3])
         del decoder
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the threads' clocks are read on Linux only")
+
+
+@on_linux
+def test_processor_time_of_the_workers_is_counted() -> None:
+    decoder = kernels.create_decoder(SPEC, random_weights(SPEC), dtype="float32", num_threads=3)
+    process_before_s = time.process_time()
+    before_s = decoder.worker_cpu_s()
+    assert before_s is not None
+    after_s: float | None = before_s
+    for _ in range(1000):  # until a worker came to take a piece
+        all_logits(decoder, list(range(30)))
+        after_s = decoder.worker_cpu_s()
+        assert after_s is not None and after_s >= before_s
+        if after_s > before_s:
+            break
+    used_by_all_s = time.process_time() - process_before_s
+    assert 0 < after_s - before_s <= used_by_all_s + 0.001
+
+
+@on_linux
+def test_a_decoder_without_workers_has_used_none_of_their_time() -> None:
+    decoder = kernels.create_decoder(SPEC, random_weights(SPEC), dtype="float32", num_threads=1)
+    all_logits(decoder, list(range(30)))
+    assert decoder.worker_cpu_s() == 0.0
+    reference = kernels.create_decoder(
+        SPEC, random_weights(SPEC), dtype="float32", num_threads=2, isa_name="reference"
+    )
+    assert reference.worker_cpu_s() == 0.0

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, processors
 
 from pocketlm.errors import InvalidRequest, ModelLoadError
 from pocketlm.hub import BUNDLED
@@ -86,3 +87,54 @@ def test_damaged_merges(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("a b c d\n")
     with pytest.raises(ModelLoadError, match=r"vocab\.json with merges\.txt is not a valid tokenizer"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_the_bytes_of_tokens_join_to_the_text() -> None:
+    text = "café — 数 🙂\n\t<|endoftext|> done"
+    ids = BUNDLED_TOKENIZER.encode(text)
+    assert b"".join(map(BUNDLED_TOKENIZER.token_bytes, ids)).decode() == text
+
+
+def test_the_names_of_tokens() -> None:
+    [whole] = BUNDLED_TOKENIZER.encode(" the")
+    assert BUNDLED_TOKENIZER.token_string(whole) == " the"
+    assert BUNDLED_TOKENIZER.token_string(0) == "<|endoftext|>"
+    names = [BUNDLED_TOKENIZER.token_string(token_id) for token_id in BUNDLED_TOKENIZER.encode("🙂")]
+    assert "".join(name.removeprefix("bytes:") for name in names) == r"\xf0\x9f\x99\x82"
+    assert all(name.startswith("bytes:") for name in names) and len(names) > 1
+    assert BUNDLED_TOKENIZER.token_string(10**6) == "token_id:1000000"
+
+
+@given(st.text())
+def test_no_two_tokens_of_a_text_lose_a_byte(text: str) -> None:
+    ids = BUNDLED_TOKENIZER.encode(text)
+    assert b"".join(map(BUNDLED_TOKENIZER.token_bytes, ids)).decode() == text
+
+
+def sentencepiece_like() -> Tokenizer:
+    """A tokenizer in the way of Llama 2: spaces and bytes are spelled, and a text gets a first token."""
+    vocab = {"<unk>": 0, "<s>": 1, "\u2581": 2, "a": 3, "\u2581a": 4}
+    vocab |= {f"<0x{byte:02X}>": 5 + byte for byte in range(256)}
+    backend = Backend(models.BPE(vocab, [("\u2581", "a")], byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback()])
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return Tokenizer(backend)
+
+
+def test_tokens_that_spell_spaces_and_bytes() -> None:
+    tokenizer = sentencepiece_like()
+    ids = tokenizer.encode(" aé")
+    assert [tokenizer.token_string(token_id) for token_id in ids] == [
+        "<s>",
+        " a",
+        r"bytes:\xc3",
+        r"bytes:\xa9",
+    ]
+    assert b"".join(map(tokenizer.token_bytes, ids[1:])).decode() == " aé"
+
+
+def test_a_text_that_has_its_special_tokens_gets_no_second_ones() -> None:
+    tokenizer = sentencepiece_like()
+    assert tokenizer.encode("<s>a", add_special_tokens=False) == tokenizer.encode("a") == [1, 3]

@@ -6,6 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -40,13 +41,14 @@ def config_flags(*models: type[BaseModel]) -> Callable[[Callable[..., None]], Ca
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = name.replace("_", "-")
     kind = _without_none(field.annotation)
-    default = "" if field.default is None else f" Default: {_shown(field.default)}."
+    default = "" if field.default in (None, ()) else f" Default: {_shown(field.default)}."
     option = typer.Option(
         f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}",
         help=f"{field.description}{default}",
         metavar=None if kind is bool else _metavar(kind),
     )
-    annotation = Annotated[bool | None, option] if kind is bool else Annotated[str | None, option]
+    value = bool if kind is bool else list[str] if get_origin(kind) is tuple else str
+    annotation = Annotated[value | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -59,7 +61,9 @@ def _without_none(annotation: Any) -> Any:
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
-    return {int: "INTEGER", str: "TEXT", ByteSize: "SIZE"}[kind]
+    if get_origin(kind) is tuple:
+        return "TEXT"
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "FILE", ByteSize: "SIZE"}[kind]
 
 
 def _shown(default: object) -> str:

@@ -51,7 +51,7 @@ def generate(
 ) -> None:
     """Continue a prompt. The text alone goes to stdout, everything else to stderr."""
     configure_logging(logging.INFO if verbose else logging.WARNING)
-    name, engine_config, _ = load_config({"model": model, **flags})
+    [name, *_], engine_config, _ = load_config({"model": model and [model], **flags})
 
     from pocketlm.llm import LLM
     from pocketlm.server.protocol import GenerateRequest
@@ -80,9 +80,9 @@ def generate(
     else:
         _print(stream)
     seconds = time.perf_counter() - start
-    answer = request.answer(stream.output, seconds)
+    answer = request.answer(name, stream.output, seconds)
     if json:
-        print_json({"model": name, **answer})
+        print_json(answer)
     num_tokens = answer["usage"]["completion_tokens"]
     note(f"seed {answer['parameters']['seed']}, {num_tokens} tokens in {seconds:.2f} s")
 

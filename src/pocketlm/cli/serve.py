@@ -1,44 +1,73 @@
-"""pocketlm serve: a model behind HTTP."""
+"""pocketlm serve: models behind HTTP."""
 
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from pocketlm.cli.flags import config_flags
-from pocketlm.cli.output import configure_logging, note
+from pocketlm.cli.output import note
 from pocketlm.config import EngineConfig, ServerConfig, load_config
 
 CURL = """\
-pocketlm serves {model} at {url}; Ctrl-C stops it. Try:
+pocketlm serves {models} at {url}; Ctrl-C stops it. Try:
 
-curl {url}/generate -H 'Content-Type: application/json' -d '{{"prompt": "Kubernetes is a"}}'
+curl {insecure}{url}/generate -H 'Content-Type: application/json'{key} -d '{{"prompt": "Kubernetes is a"}}'
+"""
+
+EXPOSED = """\
+WARNING: other machines can reach this server, and it asks nobody for a key. Whoever can connect can use
+it. Set --api-key or --api-key-file, or listen on 127.0.0.1 only.
 """
 
 
 @config_flags(ServerConfig, EngineConfig)
 def serve(
     model: Annotated[
-        str | None, typer.Argument(help="bundled, a local folder or a Hugging Face Hub id.")
+        list[str] | None,
+        typer.Argument(
+            help="bundled, local folders or Hugging Face Hub ids. The first is loaded at once, the others "
+            "when they are asked for."
+        ),
     ] = None,
     *,
     flags: dict[str, Any],
 ) -> None:
-    """Serve a model over HTTP: GET /health and POST /generate."""
-    configure_logging(logging.INFO)
-    # Without a handler the process would end as killed by the signal, after a clean shutdown too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    name, engine_config, server_config = load_config({"model": model, **flags})
+    """Serve models over HTTP: the exercise's routes, and OpenAI's under /v1."""
+    names, engine_config, server_config = load_config({"model": model or None, **flags})
 
-    from pocketlm.loading import load_model
+    from pocketlm.registry import Registry, parse_aliases
     from pocketlm.server.app import create_app
-    from pocketlm.server.run import open_port, run, url
+    from pocketlm.server.request_log import configure_logging
+    from pocketlm.server.run import Server, check_tls, is_exposed, leave, open_port, url
 
-    app = create_app(load_model(name, engine_config), server_config)
+    configure_logging(server_config.log_format, logging.INFO)
+    check_tls(server_config)
+    registry = Registry(
+        names,
+        aliases=parse_aliases(server_config.alias),
+        config=engine_config,
+        memory_budget=server_config.memory_budget,
+        keep_alive_s=server_config.keep_alive,
+        max_queue=server_config.max_queue,
+    )
+    app = create_app(registry, server_config)
+    registry.preload()
     sock = open_port(server_config)
-    note(CURL.format(model=name, url=url(sock)))
-    run(app, sock)
+    server = Server(app, server_config)
+    server.heed_signals()
+    has_keys = bool(server_config.api_key or server_config.api_key_file)
+    if is_exposed(sock) and not has_keys:
+        note(EXPOSED)
+    note(
+        CURL.format(
+            models=", ".join(names),
+            url=url(sock, server_config),
+            insecure="-k " if server_config.ssl_certfile else "",
+            key=" -H 'Authorization: Bearer YOUR_KEY'" if has_keys else "",
+        )
+    )
+    server.run(sockets=[sock])
+    leave()

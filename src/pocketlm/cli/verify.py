@@ -27,7 +27,7 @@ def verify(
 ) -> None:
     """Compare a number format with float32 on a text: perplexity, KL divergence, equal greedy tokens."""
     configure_logging(logging.WARNING)
-    name, config, _ = load_config({"model": model})
+    [name, *_], config, _ = load_config({"model": model and [model]})
 
     from pocketlm import kernels
     from pocketlm.accuracy import PASSAGE, compare, windows_of
@@ -38,7 +38,7 @@ def verify(
 
     checkpoint = load_checkpoint(resolve(name))
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
-    length, _ = resolve_max_model_len(config, checkpoint)
+    length, _ = resolve_max_model_len(config, checkpoint.spec)
     num_threads, _ = resolve_num_threads(config)
     content = PASSAGE if text is None else _read(text)
     reference, decoder = (

@@ -1,7 +1,8 @@
-"""Batch: what one step computes, and the token it draws for each sequence that is ready for one."""
+"""Batch: what one step computes, and what it found out about each sequence."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 from pocketlm.engine.sequence import Sequence
@@ -16,13 +17,27 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def reaches_end(self) -> bool:
-        """Whether these are all its pending tokens, so that the next one can be drawn."""
+        """Whether these are all its pending tokens."""
         return self.num_scheduled_tokens == self.seq.num_pending_tokens
+
+    @property
+    def draws(self) -> bool:
+        """Whether the next token is drawn after these."""
+        return self.reaches_end and self.seq.draws
+
+    @property
+    def prompt_logits(self) -> range:
+        """Those of these tokens whose logits are to be reported."""
+        return self.seq.prompt_logits_in(self.num_scheduled_tokens)
 
 
 Batch: TypeAlias = list[ScheduledSequence]
 
 
-class SampledToken(NamedTuple):
-    token_id: int | None  # None: the logits were not finite
+class ComputedSequence(NamedTuple):
+    """What one step found out about one of its sequences."""
+
+    token_id: int | None = None  # the token drawn; None: it is not at its end yet, or draws nothing
     logprobs: TokenLogprobs | None = None
+    prompt_logprobs: Iterable[TokenLogprobs] = ()  # of the prompt tokens that the step computed
+    is_finite: bool = True  # False: some logits were not, and the rest says nothing

@@ -37,10 +37,10 @@ class BlockManager:
         return len(self._free)
 
     def find_cached(self, seq: Sequence) -> list[int]:
-        """The cached blocks that `seq` begins with; at least its last token is left to compute."""
+        """The cached blocks that `seq` begins with, short of the first token whose logits are wanted."""
         blocks: list[int] = []
         if self.prefix_caching:
-            for index in range((seq.num_tokens - 1) // self.block_size):
+            for index in range(seq.first_wanted // self.block_size):
                 block = self._cached.get(self._digest(seq, index))
                 if block is None:
                     break

@@ -10,7 +10,7 @@ from pocketlm.engine.block_manager import BlockManager
 from pocketlm.engine.runner import Runner
 from pocketlm.engine.scheduler import Scheduler
 from pocketlm.engine.sequence import Sequence
-from pocketlm.errors import ConfigError, EngineDead, InvalidRequest
+from pocketlm.errors import ConfigError, EngineDead, EngineError, InvalidRequest
 from pocketlm.kernels import Decoder
 from pocketlm.kernels.inputs import BLOCK_SIZE
 from pocketlm.outputs import StepOutput
@@ -39,6 +39,8 @@ class Engine:
 
     Not thread-safe: one thread owns an engine and makes every call, except that `check` may be
     called from any thread.
+
+    `last_batch` is what the last step computed, until the next one; empty if it had nothing to do.
     """
 
     def __init__(
@@ -63,6 +65,9 @@ class Engine:
                 f"max_model_len = {max_model_len}; raise kv_cache_memory or lower max_model_len"
             )
         self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.last_batch: Batch = []
+        self._decoder = decoder
         self._vocab_size = decoder.spec.vocab_size
         self._eos_token_ids = eos_token_ids
         self._block_manager = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
@@ -113,20 +118,20 @@ class Engine:
         self._scheduler.abort(seq_id)
 
     def step(self) -> list[StepOutput]:
-        """Compute one batch: a StepOutput for each sequence that drew a token or failed, [] if idle.
+        """Compute one batch: a StepOutput for each sequence that drew a token, ended or failed, [] if idle.
 
         If the forward pass fails, so do the sequences of this batch. If it fails in the next step too,
         so does every sequence, and EngineDead is raised.
         """
-        batch = self._scheduler.schedule()
+        batch = self.last_batch = self._scheduler.schedule()
         if not batch:
             return []
         try:
-            sampled = self._runner.run(batch)
+            computed = self._runner.run(batch)
         except Exception as error:
             return self._fail(batch, error)
         self._num_failures_in_a_row = 0
-        return self._scheduler.update(batch, sampled)
+        return self._scheduler.update(batch, computed)
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -141,6 +146,10 @@ class Engine:
             num_output_tokens=self._scheduler.num_output_tokens,
         )
 
+    def worker_cpu_s(self) -> float | None:
+        """Processor time used so far by the decoder's threads beside the one that calls `step`."""
+        return self._decoder.worker_cpu_s()
+
     @property
     def _is_dead(self) -> bool:
         return self._num_failures_in_a_row >= 2
@@ -152,6 +161,6 @@ class Engine:
         message = f"the forward pass failed ({type(error).__name__}); the log has the details"
         log.exception("forward pass failed; %d sequences in the batch fail with it", len(batch))
         if self._is_dead:
-            self._scheduler.fail_all(message)
+            self._scheduler.fail_all()
             raise EngineDead(f"two steps in a row failed, nothing more can run: {message}") from error
-        return [self._scheduler.fail(seq, message) for seq, _ in batch]
+        return [self._scheduler.fail(seq, EngineError(message)) for seq, _ in batch]

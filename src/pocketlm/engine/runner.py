@@ -1,13 +1,13 @@
-"""Runner: a Batch of sequences into arrays, through the decoder, and out again as sampled tokens."""
+"""Runner: a Batch of sequences into arrays, through the decoder, and out again as Python values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import accumulate
+from itertools import accumulate, compress, pairwise
 
 import numpy as np
 
-from pocketlm.engine.batch import Batch, SampledToken
+from pocketlm.engine.batch import Batch, ComputedSequence
 from pocketlm.engine.sequence import Sequence
 from pocketlm.kernels import Decoder, KVCache
 from pocketlm.kernels.inputs import (
@@ -15,6 +15,7 @@ from pocketlm.kernels.inputs import (
     Float32Array,
     ForwardInputs,
     Int32Array,
+    LogprobOutputs,
     SamplingInputs,
     SamplingOutputs,
 )
@@ -27,15 +28,55 @@ class Runner:
         self._decoder = decoder
         self._kv_cache = kv_cache
 
-    def run(self, batch: Batch) -> list[SampledToken | None]:
-        """Compute the scheduled tokens; a token for each sequence that reached its end, None for the rest."""
+    def run(self, batch: Batch) -> list[ComputedSequence]:
+        """Compute the scheduled tokens, and draw the next one of each sequence that reached its end."""
         logits = self._decoder.forward(forward_inputs(batch), self._kv_cache)  # [R, V]
-        sampling = [item.seq for item in batch if item.reaches_end]  # [R]
-        if not sampling:
-            return [None] * len(batch)
-        outputs = self._decoder.sample(logits, sampling_inputs(sampling))
-        tokens = iter(sampled_tokens(sampling, outputs))
-        return [next(tokens) if item.reaches_end else None for item in batch]
+        draws = [item.draws for item in batch]
+        num_drawn = sum(draws)
+        drawn = iter(self._draw(list(compress(batch, draws)), logits[:num_drawn]))
+        computed = [next(drawn) if one else ComputedSequence() for one in draws]
+        if len(logits) == num_drawn:
+            return computed
+        reported = self._report(batch, logits[num_drawn:])
+        return [
+            ComputedSequence(is_finite=False)
+            if prompt_logprobs is None or not one.is_finite
+            else one._replace(prompt_logprobs=prompt_logprobs)
+            for one, prompt_logprobs in zip(computed, reported, strict=True)
+        ]
+
+    def _draw(self, batch: Batch, logits: Float32Array) -> list[ComputedSequence]:
+        """The next token of each sequence, from its row of logits."""
+        if not batch:
+            return []
+        sequences = [item.seq for item in batch]
+        outputs = self._decoder.sample(logits, sampling_inputs(sequences))
+        drawn = []
+        for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
+            if token_id < 0:
+                drawn.append(ComputedSequence(is_finite=False))
+            elif seq.params.logprobs is None:
+                drawn.append(ComputedSequence(token_id))
+            else:
+                drawn.append(ComputedSequence(token_id, _token_logprobs(outputs, row)))
+        return drawn
+
+    def _report(self, batch: Batch, logits: Float32Array) -> list[list[TokenLogprobs] | None]:
+        """Log-probabilities of prompt tokens, for each sequence; None where logits were not finite."""
+        rows = [(item.seq, position) for item in batch for position in item.prompt_logits]
+        outputs = self._decoder.log_probabilities(
+            logits,
+            _int32(seq.token_ids[position + 1] for seq, position in rows),
+            _int32(seq.params.prompt_logprobs for seq, _ in rows),
+        )
+        is_finite = outputs.logprob_ids[:, 0] >= 0
+        ranges = pairwise(accumulate((len(item.prompt_logits) for item in batch), initial=0))
+        return [
+            [_token_logprobs(outputs, row) for row in range(start, end)]
+            if is_finite[start:end].all()
+            else None
+            for start, end in ranges
+        ]
 
 
 def forward_inputs(batch: Batch) -> ForwardInputs:
@@ -59,8 +100,19 @@ def forward_inputs(batch: Batch) -> ForwardInputs:
         block_tables=block_tables,
         context_lens=context_lens,
         query_starts=query_starts,
-        logit_rows=query_starts[1:][[item.reaches_end for item in batch]] - 1,
+        logit_rows=logit_rows(batch, query_starts),
     )
+
+
+def logit_rows(batch: Batch, query_starts: Int32Array) -> Int32Array:
+    """The tokens whose logits are wanted: first the last ones of those who draw, then those of prompts."""
+    drawing = query_starts[1:][[item.draws for item in batch]] - 1
+    prompts = _int32(
+        start + position - item.seq.num_computed_tokens
+        for item, start in zip(batch, query_starts[:-1].tolist(), strict=True)
+        for position in item.prompt_logits
+    )
+    return np.concatenate([drawing, prompts])
 
 
 def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
@@ -93,20 +145,7 @@ def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
     )
 
 
-def sampled_tokens(sequences: list[Sequence], outputs: SamplingOutputs) -> list[SampledToken]:
-    """The sampler's rows as Python values."""
-    tokens = []
-    for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
-        if token_id < 0:
-            tokens.append(SampledToken(None))
-        elif seq.params.logprobs is None:
-            tokens.append(SampledToken(token_id))
-        else:
-            tokens.append(SampledToken(token_id, _token_logprobs(outputs, row)))
-    return tokens
-
-
-def _token_logprobs(outputs: SamplingOutputs, row: int) -> TokenLogprobs:
+def _token_logprobs(outputs: SamplingOutputs | LogprobOutputs, row: int) -> TokenLogprobs:
     used = outputs.logprob_ids[row] >= 0
     return TokenLogprobs(
         token_ids=tuple(outputs.logprob_ids[row, used].tolist()),

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
-from pocketlm.engine.batch import Batch, SampledToken, ScheduledSequence
+from pocketlm.engine.batch import Batch, ComputedSequence, ScheduledSequence
 from pocketlm.engine.block_manager import BlockManager
 from pocketlm.engine.sequence import Sequence, SequenceStatus
+from pocketlm.errors import EngineError, NonFiniteLogits
 from pocketlm.outputs import FinishReason, StepOutput
+
+# Tokens in a step whose sequences report their prompts' logits: each has a row as wide as the vocabulary.
+PROMPT_LOGPROBS_CHUNK = 64
 
 NON_FINITE_LOGITS = (
     "the model's logits were not finite, so no token could be drawn; "
     "try dtype float32, and check that the checkpoint is sound"
 )
+
+
+@dataclass
+class _Budget:
+    """What is left of one step."""
+
+    num_tokens: int
+    num_prompt_logits: int
+
+    def chunk_of(self, seq: Sequence, num_pending_tokens: int) -> int:
+        """How many of these tokens `seq` may compute."""
+        num_tokens = min(num_pending_tokens, self.num_tokens)
+        return min(num_tokens, self.num_prompt_logits) if seq.wants_prompt_logits else num_tokens
+
+    def spend(self, seq: Sequence, num_tokens: int) -> None:
+        self.num_tokens -= num_tokens
+        if seq.wants_prompt_logits:
+            self.num_prompt_logits -= num_tokens
 
 
 class Scheduler:
@@ -21,14 +44,21 @@ class Scheduler:
     The order of arrival is kept throughout: every running sequence is older than every waiting one,
     and both lists are sorted. So the oldest sequence always gets what it needs, and everyone ends.
 
-    Only the youngest running sequence can have more than one token pending. It got all that was left
-    of the budget, so nobody was admitted behind it. In one walk over the running sequences, those
-    that decode are therefore served before the chunk of a prefill, and before anyone waiting.
+    Only the youngest running sequence can have more than one token pending: nobody is admitted behind
+    one that does not get all its tokens. In one walk over the running sequences, those that decode
+    are therefore served before the chunk of a prefill, and before anyone waiting.
     """
 
-    def __init__(self, max_num_seqs: int, max_batch_tokens: int, block_manager: BlockManager) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_batch_tokens: int,
+        block_manager: BlockManager,
+        max_prompt_logits: int = PROMPT_LOGPROBS_CHUNK,
+    ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
+        self.max_prompt_logits = max_prompt_logits
         self.block_manager = block_manager
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -54,43 +84,53 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next batch; empty only if there is no sequence left."""
         batch: Batch = []
-        budget = self.max_batch_tokens
+        budget = _Budget(self.max_batch_tokens, self.max_prompt_logits)
         preempted_before = self.num_preemptions
         for seq in self.running:  # oldest first; _make_room may take sequences off the end
-            num_tokens = min(seq.num_pending_tokens, budget)
+            num_tokens = budget.chunk_of(seq, seq.num_pending_tokens)
             if self._make_room(seq, num_tokens):
                 batch.append(ScheduledSequence(seq, num_tokens))
-                budget -= num_tokens
+                budget.spend(seq, num_tokens)
         everyone_has_room = len(batch) == len(self.running) and self.num_preemptions == preempted_before
         if everyone_has_room:
             self._admit(batch, budget)
         return batch
 
-    def update(self, batch: Batch, sampled: list[SampledToken | None]) -> list[StepOutput]:
-        """Record that `batch` was computed; `sampled` has a token for each sequence that reached its end."""
+    def update(self, batch: Batch, computed: list[ComputedSequence]) -> list[StepOutput]:
+        """Record that `batch` was computed, and what came of it for each of its sequences."""
         outputs = []
-        for (seq, num_tokens), token in zip(batch, sampled, strict=True):
-            if token is None:
-                self.block_manager.commit(seq, num_tokens)
-            elif token.token_id is None:
-                outputs.append(self.fail(seq, NON_FINITE_LOGITS))
-            else:
-                self.block_manager.commit(seq, num_tokens)
-                finish_reason = seq.append(token.token_id)
-                self.num_output_tokens += 1
-                if finish_reason is not None:
-                    self._finish(seq, finish_reason)
-                outputs.append(StepOutput(seq.seq_id, token.token_id, finish_reason, token.logprobs))
+        for item, result in zip(batch, computed, strict=True):
+            seq, num_tokens = item
+            if not result.is_finite:
+                outputs.append(self.fail(seq, NonFiniteLogits(NON_FINITE_LOGITS)))
+                continue
+            is_at_end = item.reaches_end
+            self.block_manager.commit(seq, num_tokens)
+            if seq.prompt_logprobs is not None:
+                seq.prompt_logprobs += result.prompt_logprobs
+            if is_at_end:
+                outputs.append(self._advance(seq, result))
         return outputs
 
-    def fail(self, seq: Sequence, error: str) -> StepOutput:
+    def fail(self, seq: Sequence, error: EngineError) -> StepOutput:
         """End a sequence that cannot go on; `error` tells the caller why."""
         self._finish(seq, FinishReason.ERROR)
         return StepOutput(seq.seq_id, None, FinishReason.ERROR, error=error)
 
-    def fail_all(self, error: str) -> None:
+    def fail_all(self) -> None:
         for seq in list(self._sequences.values()):
-            self.fail(seq, error)
+            self._finish(seq, FinishReason.ERROR)
+
+    def _advance(self, seq: Sequence, result: ComputedSequence) -> StepOutput:
+        """Add the token drawn to a sequence of which all tokens are computed, or end one that draws none."""
+        finish_reason: FinishReason | None = FinishReason.LENGTH
+        if result.token_id is not None:
+            finish_reason = seq.append(result.token_id)
+            self.num_output_tokens += 1
+        prompt_logprobs, seq.prompt_logprobs = seq.prompt_logprobs, None
+        if finish_reason is not None:
+            self._finish(seq, finish_reason)
+        return StepOutput(seq.seq_id, result.token_id, finish_reason, result.logprobs, prompt_logprobs)
 
     def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
         """Blocks for the next tokens of `seq`, by preempting younger sequences if need be.
@@ -107,23 +147,28 @@ class Scheduler:
         """Back to the head of the queue; its outputs are kept, and computed again when it returns."""
         seq = self.running.pop()
         self.block_manager.free(seq)
-        seq.status = SequenceStatus.WAITING
+        seq.status = SequenceStatus.PREEMPTED
         self.waiting.appendleft(seq)
         self.num_preemptions += 1
 
-    def _admit(self, batch: Batch, budget: int) -> None:
+    def _admit(self, batch: Batch, budget: _Budget) -> None:
         """Start waiting sequences for which there are tokens, seats and blocks now."""
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+        while self.waiting and budget.num_tokens > 0 and len(self.running) < self.max_num_seqs:
+            if batch and not batch[-1].reaches_end:
+                break
             seq = self.waiting[0]
             cached = self.block_manager.find_cached(seq)
-            num_tokens = min(seq.num_tokens - len(cached) * self.block_manager.block_size, budget)
-            if not self.block_manager.admit(seq, cached, num_tokens):
+            num_pending_tokens = seq.num_tokens - len(cached) * self.block_manager.block_size
+            num_tokens = budget.chunk_of(seq, num_pending_tokens)
+            if num_tokens == 0 or not self.block_manager.admit(seq, cached, num_tokens):
                 break
             self.waiting.popleft()
+            if seq.status is SequenceStatus.WAITING:
+                seq.num_cached_at_admission = seq.num_cached_tokens
             seq.status = SequenceStatus.RUNNING
             self.running.append(seq)
             batch.append(ScheduledSequence(seq, num_tokens))
-            budget -= num_tokens
+            budget.spend(seq, num_tokens)
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         if seq.status is SequenceStatus.RUNNING:

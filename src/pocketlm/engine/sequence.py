@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from pocketlm.outputs import FinishReason
+from pocketlm.outputs import FinishReason, TokenLogprobs
 from pocketlm.sampling import SamplingParams
 
 
 class SequenceStatus(Enum):
-    WAITING = "waiting"  # has no blocks: not started yet, or preempted
+    WAITING = "waiting"  # not started yet, has no blocks
     RUNNING = "running"
+    PREEMPTED = "preempted"  # waits for its turn again, its blocks are taken
     FINISHED = "finished"
 
 
@@ -39,6 +40,9 @@ class Sequence:
     # Set by the scheduler.
     status: SequenceStatus = SequenceStatus.WAITING
     finish_reason: FinishReason | None = None
+    num_cached_at_admission: int = 0  # num_cached_tokens when it first started, kept ever after
+    # Of the prompt's tokens after the first, as far as they are computed; None: not asked for, or delivered.
+    prompt_logprobs: list[TokenLogprobs] | None = field(init=False)
 
     # Set by the block manager.
     block_table: list[int] = field(default_factory=list)
@@ -50,6 +54,7 @@ class Sequence:
         self.token_ids = list(self.prompt_token_ids)
         eos_token_ids = () if self.params.ignore_eos else self.eos_token_ids
         self.stop_ids = frozenset(self.params.stop_token_ids).union(eos_token_ids)
+        self.prompt_logprobs = None if self.params.prompt_logprobs is None else []
 
     @property
     def num_tokens(self) -> int:
@@ -66,6 +71,30 @@ class Sequence:
     @property
     def num_pending_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a next token to draw once all tokens are computed."""
+        return self.max_new_tokens > 0
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether logits of prompt tokens are still to be reported."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+
+    @property
+    def first_wanted(self) -> int:
+        """The first token whose logits are wanted: it must be computed, not only be found in the cache."""
+        if self.prompt_logprobs is not None and self.wants_prompt_logits:
+            return len(self.prompt_logprobs)  # the logits of token i are for token i + 1
+        return self.num_tokens - 1
+
+    def prompt_logits_in(self, num_tokens: int) -> range:
+        """Those of the next `num_tokens` tokens whose logits are to be reported."""
+        if not self.wants_prompt_logits:
+            return range(0)
+        end = min(self.num_computed_tokens + num_tokens, self.num_prompt_tokens - 1)
+        return range(max(self.num_computed_tokens, self.first_wanted), end)
 
     @property
     def output_token_ids(self) -> list[int]:

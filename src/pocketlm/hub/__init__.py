@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from pathlib import Path
 
 from pocketlm.errors import ModelLoadError
@@ -17,6 +19,9 @@ HUB_FILES = [
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
 ]
@@ -38,6 +43,25 @@ def resolve(name: str) -> Path:
     if name.startswith((".", "/", "~")):
         raise ModelLoadError(f"the folder {name} does not exist")
     return _from_hub(name)
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's files are found without asking the Hub's library."""
+    return name == "bundled" or os.path.isdir(os.path.expanduser(name))
+
+
+def without_folders(name: str, message: str) -> str:
+    """A message about a model for its users, who gave its name and need not learn where its files are."""
+    message = message.replace(str(BUNDLED), "bundled")
+    if is_local(name):
+        message = message.replace(os.path.expanduser(name), name)
+    if "huggingface_hub" in sys.modules:  # else no path is one of its cache's
+        from huggingface_hub import constants
+
+        repository = re.escape(constants.HF_HUB_CACHE) + r"/[^/\s]+"
+        message = re.sub(repository + r"/snapshots/[^/\s]+", name, message)
+        message = re.sub(repository, "the Hugging Face cache", message)
+    return message
 
 
 def _from_hub(repo_id: str) -> Path:

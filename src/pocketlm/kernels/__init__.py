@@ -19,6 +19,8 @@ from pocketlm.kernels.inputs import (
     BLOCK_SIZE,
     Float32Array,
     ForwardInputs,
+    Int32Array,
+    LogprobOutputs,
     SamplingInputs,
     SamplingOutputs,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "DecoderSpec",
     "ForwardInputs",
     "KVCache",
+    "LogprobOutputs",
     "SamplingInputs",
     "SamplingOutputs",
     "available_isas",
@@ -75,6 +78,10 @@ class Decoder(Protocol):
     def new_kv_cache(self, num_blocks: int) -> Any: ...
     def forward(self, inputs: ForwardInputs, kv_cache: Any) -> Float32Array: ...
     def sample(self, logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs: ...
+    def log_probabilities(
+        self, logits: Float32Array, token_ids: Int32Array, num_logprobs: Int32Array
+    ) -> LogprobOutputs: ...
+    def worker_cpu_s(self) -> float | None: ...
 
 
 def available_isas() -> tuple[str, ...]:

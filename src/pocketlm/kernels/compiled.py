@@ -13,6 +13,8 @@ from pocketlm.kernels.inputs import (
     BLOCK_SIZE,
     Float32Array,
     ForwardInputs,
+    Int32Array,
+    LogprobOutputs,
     SamplingInputs,
     SamplingOutputs,
 )
@@ -65,3 +67,24 @@ class Decoder:
         )
         self._core.sample(logits, *inputs, *outputs)
         return outputs
+
+    def log_probabilities(
+        self, logits: Float32Array, token_ids: Int32Array, num_logprobs: Int32Array
+    ) -> LogprobOutputs:
+        """Of one given token a row, and of the most likely ones; releases the GIL."""
+        shape = len(logits), int(num_logprobs.max(initial=0)) + 1
+        outputs = LogprobOutputs(
+            logprob_ids=np.full(shape, -1, np.int32),
+            logprobs=np.zeros(shape, np.float32),
+            ranks=np.full(shape, -1, np.int32),
+        )
+        self._core.log_probabilities(logits, token_ids, num_logprobs, *outputs)
+        return outputs
+
+    def worker_cpu_s(self) -> float | None:
+        """Processor time that the threads of this decoder have used, the caller's own not counted.
+
+        None where the system does not tell. The spinning of a thread that waits for work is in it.
+        """
+        seconds: float | None = self._core.worker_cpu_s()
+        return seconds

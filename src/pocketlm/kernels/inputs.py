@@ -59,3 +59,11 @@ class SamplingOutputs(NamedTuple):
     logprob_ids: Int32Array  # [R, M]
     logprobs: Float32Array  # [R, M]  of the raw logits, before any processing
     ranks: Int32Array  # [R, M]       1 = most likely
+
+
+class LogprobOutputs(NamedTuple):
+    """Log-probabilities of one given token a row, as SamplingOutputs has them of the drawn one."""
+
+    logprob_ids: Int32Array  # [R, M]  all -1 where the logits were not finite
+    logprobs: Float32Array  # [R, M]
+    ranks: Int32Array  # [R, M]

@@ -19,10 +19,12 @@ from pocketlm.kernels.inputs import (
     BLOCK_SIZE,
     Float32Array,
     ForwardInputs,
+    Int32Array,
+    LogprobOutputs,
     SamplingInputs,
     SamplingOutputs,
 )
-from pocketlm.kernels.reference_sampler import sample
+from pocketlm.kernels.reference_sampler import report, sample
 from pocketlm.kernels.spec import DecoderSpec
 
 Array = NDArray[Any]
@@ -87,6 +89,14 @@ class Decoder:
 
     def sample(self, logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
         return sample(logits, inputs)
+
+    def log_probabilities(
+        self, logits: Float32Array, token_ids: Int32Array, num_logprobs: Int32Array
+    ) -> LogprobOutputs:
+        return report(logits, token_ids, num_logprobs)
+
+    def worker_cpu_s(self) -> float | None:
+        return 0.0  # all is done by the thread that calls
 
     def _norm(self, name: str, x: Float32Array) -> Float32Array:
         """Layer norm (Ba et al. 2016) or RMS norm (Zhang and Sennrich 2019) of each row."""

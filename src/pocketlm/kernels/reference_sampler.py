@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pocketlm.kernels.inputs import Float32Array, Int32Array, SamplingInputs, SamplingOutputs
+from pocketlm.kernels.inputs import (
+    Float32Array,
+    Int32Array,
+    LogprobOutputs,
+    SamplingInputs,
+    SamplingOutputs,
+)
 
 
 def sample(logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
@@ -31,6 +37,20 @@ def sample(logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
             report = log_probabilities(logits[r], token_id, num_logprobs)
             for column, values in zip(outputs[1:], report, strict=True):
                 column[r, : len(values)] = values
+    return outputs
+
+
+def report(logits: Float32Array, token_ids: Int32Array, num_logprobs: Int32Array) -> LogprobOutputs:
+    """For each row of logits [R, V] its token and the most likely ones, as many as asked for."""
+    shape = (len(logits), int(num_logprobs.max(initial=0)) + 1)
+    outputs = LogprobOutputs(
+        np.full(shape, -1, np.int32), np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
+    )
+    for r in range(len(logits)):
+        if np.isfinite(logits[r]).all():
+            values = log_probabilities(logits[r], token_ids[r], num_logprobs[r])
+            for column, row in zip(outputs, values, strict=True):
+                column[r, : len(row)] = row
     return outputs
 
 
@@ -78,7 +98,7 @@ def draw(logits: Float32Array, inputs: SamplingInputs, r: int) -> int:
 def log_probabilities(
     logits: Float32Array, token_id: int, num_logprobs: int
 ) -> tuple[Int32Array, Float32Array, Int32Array]:
-    """Ids, log-probabilities and ranks of the drawn token and of the most likely ones."""
+    """Ids, log-probabilities and ranks of a token and of the most likely ones."""
     shifted = (logits - logits.max()).astype(np.float64)
     logprobs = shifted - np.log(np.exp(shifted).sum())
     most_likely = np.argsort(-logits, kind="stable")[:num_logprobs]

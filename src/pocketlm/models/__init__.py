@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from pocketlm.kernels.spec import DecoderSpec
 from pocketlm.models import gpt2
-from pocketlm.models.checkpoint_file import CheckpointFile
+from pocketlm.models.checkpoint_file import CheckpointFile, StoredTensor
 from pocketlm.models.config_file import ConfigFile
 from pocketlm.models.weight_map import Source, read_weights
 
@@ -33,6 +34,28 @@ FAMILIES: dict[str, ModelFamily] = {"gpt2": gpt2}
 
 
 @dataclass(frozen=True)
+class CheckpointHeader:
+    """What config.json and the headers of the weight files say; no weight has been read."""
+
+    folder: Path
+    model_type: str
+    spec: DecoderSpec
+    file: CheckpointFile
+    sources: dict[str, Source]  # by slot, see kernels/spec.py
+    eos_token_ids: tuple[int, ...]
+
+    def stored(self) -> dict[str, StoredTensor]:
+        """What is stored for each slot; a ModelLoadError if something is missing."""
+        return {slot: self.file.stored(source.name) for slot, source in self.sources.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        """A tensor that fills two slots, as tied embeddings do, counts once."""
+        stored = {source.name: self.file.stored(source.name) for source in self.sources.values()}
+        return sum(math.prod(tensor.shape) for tensor in stored.values())
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     folder: Path
     model_type: str
@@ -42,7 +65,7 @@ class Checkpoint:
     num_parameters: int
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def read_header(folder: Path) -> CheckpointHeader:
     """Open a checkpoint in Hugging Face's layout, or raise a ModelLoadError that says what is wrong."""
     config = ConfigFile(folder / "config.json")
     model_type = config.text("model_type")
@@ -51,21 +74,38 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     family = FAMILIES[model_type]
     spec = family.read_spec(config)
     file = CheckpointFile(folder)
-    sources = family.tensor_sources(config, spec.num_layers, file.names)
-    weights = read_weights(file, spec, sources)
-    used = {source.name: weights[slot].size for slot, source in sources.items()}
-
-    unused = sorted(name for name in file.names - used.keys() if not name.endswith(family.BUFFERS))
-    if unused:
-        message = "%s has tensors that are not part of a %s model and are ignored: %s"
-        log.warning(message, folder, model_type, ", ".join(unused[:3]) + (", ..." if unused[3:] else ""))
-    return Checkpoint(
+    return CheckpointHeader(
         folder=folder,
         model_type=model_type,
         spec=spec,
-        weights=weights,
+        file=file,
+        sources=family.tensor_sources(config, spec.num_layers, file.names),
         eos_token_ids=_eos_token_ids(config, family.DEFAULT_EOS_TOKEN_ID, spec.vocab_size),
-        num_parameters=sum(used.values()),
+    )
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """The weights of a checkpoint with what its header says, or a ModelLoadError."""
+    return read_checkpoint(read_header(folder))
+
+
+def read_checkpoint(header: CheckpointHeader) -> Checkpoint:
+    """The weights too. A ModelLoadError if one is missing, or not of the shape that config.json calls for."""
+    weights = read_weights(header.file, header.spec, header.sources)
+    used = {source.name for source in header.sources.values()}
+    buffers = FAMILIES[header.model_type].BUFFERS
+    unused = sorted(name for name in header.file.names - used if not name.endswith(buffers))
+    if unused:
+        message = "%s has tensors that are not part of a %s model and are ignored: %s"
+        names = ", ".join(unused[:3]) + (", ..." if unused[3:] else "")
+        log.warning(message, header.folder, header.model_type, names)
+    return Checkpoint(
+        folder=header.folder,
+        model_type=header.model_type,
+        spec=header.spec,
+        weights=weights,
+        eos_token_ids=header.eos_token_ids,
+        num_parameters=header.num_parameters,
     )
 
 

@@ -20,11 +20,21 @@ DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # NumPy has 
 
 
 @dataclass(frozen=True)
-class _StoredTensor:
+class StoredTensor:
     path: Path
     dtype: str  # as safetensors spells it
     shape: tuple[int, ...]
     data: NDArray[np.uint8]  # its bytes, on the memory map
+
+    @property
+    def is_widened(self) -> bool:
+        """Whether `CheckpointFile.tensor` makes a copy in memory, and not a view of the file."""
+        return self.dtype == "BF16"
+
+    @property
+    def array_bytes(self) -> int:
+        """The size of the array that `CheckpointFile.tensor` makes."""
+        return 2 * self.data.nbytes if self.is_widened else self.data.nbytes
 
 
 class CheckpointFile:
@@ -52,8 +62,13 @@ class CheckpointFile:
     def names(self) -> frozenset[str]:
         return frozenset(self._tensors)
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A tensor of the expected shape: float32 or float16 as stored, bfloat16 widened to float32."""
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted({stored.path for stored in self._tensors.values()})
+
+    def stored(self, name: str) -> StoredTensor:
+        """What the header says of a tensor."""
         stored = self._tensors.get(name)
         if stored is None:
             raise ModelLoadError(f"the checkpoint in {self.folder} has no tensor {name}")
@@ -61,17 +76,22 @@ class CheckpointFile:
             raise ModelLoadError(
                 f"{stored.path}: tensor {name} has dtype {stored.dtype}, supported are {', '.join(DTYPES)}"
             )
+        return stored
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """A tensor of the expected shape: float32 or float16 as stored, bfloat16 widened to float32."""
+        stored = self.stored(name)
         if stored.shape != shape:
             raise ModelLoadError(
                 f"{stored.path}: tensor {name} has shape {list(stored.shape)}, expected {list(shape)}"
             )
         values = stored.data.view(DTYPES[stored.dtype]).reshape(shape)
-        if stored.dtype == "BF16":  # the upper half of a float32
+        if stored.is_widened:  # bfloat16 is the upper half of a float32
             return (values.astype(np.uint32) << 16).view(np.float32)
         return np.require(values, requirements="A")  # a copy only after an odd-sized neighbour
 
 
-def _read_header(path: Path) -> dict[str, _StoredTensor]:
+def _read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         # Checks the header's JSON, every offset against dtype and shape, and the length of the file.
         with safe_open(path, framework="numpy"):
@@ -89,15 +109,15 @@ def _read_header(path: Path) -> dict[str, _StoredTensor]:
     tensors = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
-        tensors[name] = _StoredTensor(path, entry["dtype"], tuple(entry["shape"]), data[start:stop])
+        tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), data[start:stop])
     return tensors
 
 
-def _read_shards(index: Path) -> dict[str, _StoredTensor]:
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelLoadError(f"{index} has no weight_map from tensor names to files")
-    shards: dict[str, dict[str, _StoredTensor]] = {}
+    shards: dict[str, dict[str, StoredTensor]] = {}
     tensors = {}
     for name, file_name in weight_map.items():
         # Only plain file names: an index must not reach outside its folder.

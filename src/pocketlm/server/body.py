@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from fastapi import Request
 
-from pocketlm.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from pocketlm.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
 MAX_DRAINED_BYTES = 256 << 20  # of a body that is refused: a client listens only once it has sent it all
 MAX_NESTING = 16  # levels; Python's parser allows as many as its stack holds
 MAX_DIGITS = 100  # of an integer; Python's parser refuses thousands, and no field takes even these
 
 
-async def read_json(request: Request, max_body: int) -> dict[str, Any]:
+async def read_json(request: Request, max_body: int, patience_s: float) -> dict[str, Any]:
     """The JSON object in the body: UnsupportedMediaType, PayloadTooLarge or InvalidRequest if it is none.
 
-    NaN, infinities and lone surrogates, which Python's parser lets pass, are left for the fields to refuse.
+    RequestTimeout if it is not there in time. NaN, infinities and lone surrogates, which Python's parser
+    lets pass, are left for the fields to refuse.
     """
+    try:
+        return await asyncio.wait_for(_read_json(request, max_body), patience_s)
+    except asyncio.TimeoutError:
+        raise RequestTimeout(f"the body did not arrive within {patience_s:g} s") from None
+
+
+async def _read_json(request: Request, max_body: int) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         await _read(request, 0)

@@ -1,15 +1,16 @@
-"""Every error as the exercise answers it: {"error": "…"} with the status that its class carries."""
+"""Every error as JSON: {"error": "…"} as the exercise answers it, OpenAI's envelope under /v1."""
 
 from __future__ import annotations
 
 import logging
+import math
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from pocketlm.errors import PocketLMError
+from pocketlm.errors import PocketLMError, RequestError, Unauthorized
 
 log = logging.getLogger(__name__)
 
@@ -23,19 +24,44 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _internal_error)
 
 
+def body(path: str, error: PocketLMError) -> dict[str, object]:
+    """What stands in the response's body, and in the event of a stream that has begun."""
+    message = str(error).encode("utf-8", "backslashreplace").decode()
+    if not path.startswith("/v1/"):
+        return {"error": message}
+    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def render(path: str, error: PocketLMError) -> Response:
+    """The response to a request that failed."""
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.should_retry is not None:
+        headers["X-Should-Retry"] = "true" if error.should_retry else "false"
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body(path, error), error.status, headers)
+
+
 async def _pocketlm_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PocketLMError)
     if error.status >= 500:
         log.error("%s %s: %s", request.method, request.url.path, error)
-    return JSONResponse({"error": str(error)}, error.status)
+    request.state.record.error_code = error.code
+    request.app.state.service.metrics.rejected(error.code)
+    response = render(request.url.path, error)
+    response.headers.update(getattr(request.state, "headers", {}))
+    return response
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """404 and 405, which the router raises."""
     assert isinstance(error, HTTPException)
-    return JSONResponse(
-        {"error": f"{error.detail}: {request.method} {request.url.path}"}, error.status_code, error.headers
-    )
+    refused = RequestError(f"{error.detail}: {request.method} {request.url.path}")
+    refused.status, refused.headers = error.status_code, dict(error.headers or {})
+    refused.code = "not_found" if error.status_code == 404 else "method_not_allowed"
+    return await _pocketlm_error(request, refused)
 
 
 async def _client_disconnect(request: Request, error: Exception) -> Response:
@@ -47,5 +73,7 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 
     uvicorn drops the connection afterwards, so a client that would use it again has to know.
     """
-    message = "internal error; the server's log has the details"
-    return JSONResponse({"error": message}, 500, {"Connection": "close"})
+    failure = PocketLMError("internal error; the server's log has the details")
+    failure.headers = {"Connection": "close", "X-Request-Id": request.state.request_id}
+    request.state.record.error_code = failure.code
+    return render(request.url.path, failure)

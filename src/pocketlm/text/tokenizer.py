@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,18 @@ from tokenizers import decoders, models, pre_tokenizers
 from pocketlm.errors import InvalidRequest, ModelLoadError
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's one special token
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece spells a byte that no other token has
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # and how it spells a space
+
+
+def _byte_spellings() -> dict[str, int]:
+    """GPT-2's spelling of bytes: those that can be seen are themselves, the others follow from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+BYTES = _byte_spellings()
 
 
 class Tokenizer:
@@ -23,6 +36,8 @@ class Tokenizer:
         self._special_ids = {
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         }
+        self._added_ids = backend.get_added_tokens_decoder().keys()
+        self._is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -46,8 +61,11 @@ class Tokenizer:
         """How many tokens there are, added ones among them."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, with the special tokens that tokenizer.json itself adds and no others."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text; `add_special_tokens`: with those that tokenizer.json itself puts around it.
+
+        Special tokens that the text spells out are special either way.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -56,7 +74,7 @@ class Tokenizer:
                 f"{error.start}; it must be valid Unicode",
                 param="prompt",
             ) from error
-        return self._backend.encode(text).ids
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some ids; special tokens and ids beyond the vocabulary have none."""
@@ -65,6 +83,26 @@ class Tokenizer:
     def has_text(self, token_id: int) -> bool:
         """Whether an id counts at all in `decode`."""
         return token_id not in self._special_ids and self._backend.id_to_token(token_id) is not None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, which may be half a character; a special token stands for its name."""
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added_ids:
+            return token.encode()
+        if self._is_byte_level:
+            return b"".join(bytes([BYTES[char]]) if char in BYTES else char.encode() for char in token)
+        byte = BYTE_TOKEN.fullmatch(token)
+        return bytes.fromhex(byte[1]) if byte else token.replace(SPACE, " ").encode()
+
+    def token_string(self, token_id: int) -> str:
+        r"""A name for one token: its text, or bytes:\xe2\x80 if that is not whole characters."""
+        name = self.token_bytes(token_id)
+        try:
+            return name.decode() or f"token_id:{token_id}"
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in name)
 
 
 def _gpt2_backend(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
