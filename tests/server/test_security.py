@@ -234,15 +234,17 @@ class TestSecrets:
 @pytest.mark.parametrize("flags", [[], ["--api-key", ALICE]])
 def test_a_server_that_others_can_reach_without_a_key_says_so_loudly(flags: list[str]) -> None:
     command = [*COMMAND, "serve", "--host", "0.0.0.0", "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     lines = ""
-    for line in process.stderr:
-        lines += line
-        if line.startswith("curl "):
-            process.terminate()
-    process.stderr.close()
-    assert process.wait(timeout=30) == 0
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                lines += line
+                if line.startswith("curl "):
+                    process.terminate()
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
     assert ("WARNING: other machines can reach this server" in lines) == (not flags)
     assert ("Authorization: Bearer YOUR_KEY" in lines) == bool(flags)
     assert ALICE not in lines
