@@ -16,7 +16,7 @@ help:
 	@echo "make test          install, and run the tests"
 	@echo "make lint          check style, types, layers and the C++ format"
 	@echo "make format        put the sources in style"
-	@echo "make docs          write the tables of docs/ that are made from the code"
+	@echo "make docs          write what docs/ has from the code: tables, and the help of the commands"
 	@echo "make test-oracle   compare with Hugging Face Transformers (installs torch)"
 	@echo "make sanitize      run the kernel tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make bench         measure the engine"

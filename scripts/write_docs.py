@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that are made from the code: settings, routes, fields, errors, metrics.
+"""Write what docs/ has from the code: tables of settings, routes, fields, errors and metrics, and the help.
 
     make docs
 
@@ -15,10 +15,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
+import typer.core
+import typer.main
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from pocketlm import errors
+from pocketlm.cli import app
 from pocketlm.config import EngineConfig, ServerConfig
 from pocketlm.errors import PocketLMError
 from pocketlm.registry import Registry
@@ -34,6 +37,7 @@ from pocketlm.server.protocol import (
 )
 from pocketlm.server.protocol.fields import SAMPLING, SERVING, Schema
 
+HELP_WIDTH = 100  # columns
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE = re.compile(r"(?<=<!-- table: )(?P<name>[^>]+?) -->\n.*?(?=<!-- end of table -->)", re.DOTALL)
 
@@ -222,6 +226,22 @@ def metrics() -> str:
     return table(("name", "type", "labels", ""), rows)
 
 
+def command_help() -> str:
+    """What `--help` prints: of pocketlm, then of each command."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    context = group.context_class(group, info_name="pocketlm", terminal_width=HELP_WIDTH)
+    sections = [_help("pocketlm", group.get_help(context))]
+    for name, command in group.commands.items():
+        own = group.context_class(command, info_name=name, parent=context, terminal_width=HELP_WIDTH)
+        sections.append(_help(f"pocketlm {name}", command.get_help(own)))
+    return "\n".join(sections)
+
+
+def _help(title: str, text: str) -> str:
+    return f"## {title}\n\n```text\n{text}\n```\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "settings of the engine": lambda: settings(EngineConfig),
     "settings: listening": lambda: settings(ServerConfig, "host", "ssl_keyfile"),
@@ -242,6 +262,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fields refused by /v1/chat/completions": lambda: unsupported(ChatRequest),
     "errors": error_classes,
     "metrics": metrics,
+    "help": command_help,
 }
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,13 +21,14 @@ import typer.core
 import typer.main
 from served import RunningServer, bundled_model, running_server
 
-from pocketlm import SamplingParams
+from pocketlm import SamplingParams, kernels, loading
 from pocketlm.cli import app
 from pocketlm.config import EngineConfig, ServerConfig, load_config
 from pocketlm.errors import PocketLMError
 from pocketlm.models import FAMILIES
 from pocketlm.models.gpt2 import ACTIVATIONS
 from pocketlm.outputs import Timing
+from pocketlm.registry import Registry
 from pocketlm.server.metrics import Metrics
 from pocketlm.server.protocol import (
     ChatRequest,
@@ -41,6 +45,7 @@ PAGES = {
 }
 README = PAGES["README.md"]
 API = PAGES["docs/api.md"]
+TUTORIAL = PAGES["docs/tutorial.md"]
 CONFIGURATION = PAGES["docs/configuration.md"]
 OPERATIONS = PAGES["docs/operations.md"]
 EXERCISE = PAGES["docs/exercise.md"]
@@ -50,6 +55,12 @@ URL = "http://127.0.0.1:5000"
 
 # A curl command, and what it printed.
 EXAMPLE = re.compile(r"^```\n\$ (curl .*?)^```\n```(?:json|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# A command that needs no server and no large model, and what it printed.
+COMMAND = re.compile(
+    r"^```\n\$ (?!pocketlm serve|curl|python examples/client|[^\n]*(?:--url|--shape|--measure))(.*?)^```\n"
+    r"```text\n(.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
 # What an answer says again on every machine; texts differ between instruction sets and number formats.
 STABLE = {
     "prompt",
@@ -72,7 +83,8 @@ def server() -> Iterator[RunningServer]:
 
 
 def blocks(text: str, language: str = "") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for its_language, block in found if its_language == language]
 
 
 def flags() -> set[str]:
@@ -146,7 +158,7 @@ def test_pages_name_commands_and_flags_that_exist() -> None:
     for name, page in PAGES.items():
         for flag in re.findall(r"`(--[a-z-]+)", page):
             assert flag in known, (name, flag)
-        for line in re.findall(r"^(?:.* \| )?pocketlm (.+)$", "\n".join(blocks(page)), re.MULTILINE):
+        for line in re.findall(r"^(?:\$ )?(?:.* \| )?pocketlm (.+)$", "\n".join(blocks(page)), re.MULTILINE):
             words = shlex.split(line.partition(" [")[0], comments=True)
             options = {option for p in group.commands[words[0]].params for option in p.opts}
             assert {word for word in words if word.startswith("--")} <= options, line
@@ -199,7 +211,7 @@ def test_every_item_of_the_exercise_is_held_by_tests_that_exist() -> None:
     assert len(rows) > 20
     for row in rows:
         named = re.findall(r"`(tests/[a-z_/]+\.py)::([\w:]+)`", row)
-        assert named or "is to come" in row, row
+        assert named, row
         for file, test in named:
             assert test in names_of_tests(ROOT / file), (file, test)
 
@@ -257,6 +269,46 @@ def test_the_examples_are_found() -> None:
     assert len(EXAMPLE.findall(API)) == API.count("$ curl")
 
 
+def test_the_requests_of_the_tutorial_get_these_answers_in_this_order() -> None:
+    registry = Registry(["bundled", "shape:distilgpt2"], aliases={"small": "bundled"})
+    registry.preload()
+    examples = EXAMPLE.findall(TUTORIAL)
+    assert len(examples) == TUTORIAL.count("$ curl") > 5
+    with running_server(registry) as server:
+        for command, printed in examples:
+            assert compared(printed) == compared(curl(command, server).text), command
+
+
+def test_the_table_of_resources_has_the_true_sizes() -> None:
+    rows = re.findall(r"^\| (distilgpt2|gpt2\S*) \| ([\d,]+) \|", TUTORIAL, re.MULTILINE)
+    assert len(rows) == 4
+    for shape, parameters in rows:
+        estimate = loading.estimate(f"shape:{shape}", EngineConfig(), available_bytes=1 << 34)
+        assert estimate.num_parameters == int(parameters.replace(",", ""))
+
+
+@pytest.mark.parametrize(("command", "printed"), COMMAND.findall(TUTORIAL))
+def test_a_command_of_the_tutorial(command: str, printed: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    line = command.replace("\\\n", " ")
+    result = subprocess.run(
+        ["bash", "-c", line],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == (1 if "no/such/folder" in command else 0), result.stderr
+    assert result.stdout and printed
+    if "generate" in command and kernels.isa()[0] == "avx512_vnni":  # that of the machine on the page
+        assert without_spaces(result.stdout.splitlines()[0]) in without_spaces(printed)
+
+
+def without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
 def test_the_line_of_the_log_has_the_fields_of_one() -> None:
     [line] = blocks(OPERATIONS, "json")
     record = RequestRecord(
@@ -273,16 +325,19 @@ def test_the_line_of_the_log_has_the_fields_of_one() -> None:
 
 def curl(command: str, server: RunningServer) -> httpx.Response:
     words = iter(shlex.split(command.replace("\\\n", " "))[1:])
-    url, headers, body = "", {}, None
+    url, headers, body, method = "", {}, None, None
     for word in words:
         if word == "-H":
             name, _, value = next(words).partition(": ")
             headers[name] = value
         elif word == "-d":
             body = next(words)
+        elif word == "-X":
+            method = next(words)
         elif word != "-N":
             url = word.replace(URL, server.url)
-    return server.client.request("GET" if body is None else "POST", url, headers=headers, content=body)
+    method = method or ("GET" if body is None else "POST")
+    return server.client.request(method, url, headers=headers, content=body)
 
 
 def compared(text: str) -> object:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_decoder import FakeDecoder, expected_output
 from served import bundled_model, fake_model, is_idle
@@ -129,6 +130,19 @@ def test_prompt_logprobs_come_with_the_first_piece_and_do_not_change_the_answers
     for _ in stream:
         pass
     assert stream.output.outputs == plain.outputs
+
+
+def test_next_token_logprobs_are_those_of_the_first_drawn_token(llm: LLM) -> None:
+    for prompt in (PROMPTS[0], "word " * 100):
+        [output] = llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0, logprobs=20))
+        [completion] = output.outputs
+        assert completion.logprobs is not None
+        found = llm.next_token_logprobs(prompt)  # [V]
+        assert np.exp(found.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+        for token_id, entry in completion.logprobs[0].items():
+            assert found[token_id] == pytest.approx(entry.logprob, abs=1e-5)
+    with pytest.raises(InvalidRequest, match="the prompt is empty"):
+        llm.next_token_logprobs("")
 
 
 def test_stop_strings_end_early_and_free_the_sequence(llm: LLM) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import psutil
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def cpu_model() -> str:
+    """The name in /proc/cpuinfo where there is one; Python's own is often empty."""
+    lines = _lines(Path("/proc/cpuinfo"))
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def num_threads() -> tuple[int, str]:

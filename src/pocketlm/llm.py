@@ -13,9 +13,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from pocketlm.accuracy import log_softmax, logits_of
 from pocketlm.config import engine_config
 from pocketlm.errors import InvalidRequest
-from pocketlm.generation import Generation, Piece, Prompt, admit
+from pocketlm.generation import Generation, Piece, Prompt, admit, encode
+from pocketlm.kernels.inputs import Float32Array
 from pocketlm.loading import load_model
 from pocketlm.outputs import RequestOutput, StepOutput
 from pocketlm.sampling import SamplingParams
@@ -68,6 +70,15 @@ class LLM:
         [params] = _one_for_each([prompt], sampling_params)
         generation = self._admit(prompt, params)
         return Stream(generation.output, self._run([generation]))
+
+    def next_token_logprobs(self, prompt: Prompt) -> Float32Array:
+        """The natural log-probability of each token of the vocabulary to follow the prompt. [V]"""
+        engine = self.model.engine
+        token_ids = encode(self.model.tokenizer, prompt)
+        engine.check(token_ids, SamplingParams(max_tokens=1))
+        [logits] = deque(logits_of(engine.decoder, token_ids), maxlen=1)
+        logprobs: Float32Array = log_softmax(logits[-1:])[0]
+        return logprobs
 
     def _admit(self, prompt: Prompt, params: SamplingParams) -> Generation:
         return admit(self.model.tokenizer, self.model.engine, prompt, params)

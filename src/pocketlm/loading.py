@@ -14,11 +14,12 @@ from pocketlm.config import EngineConfig
 from pocketlm.engine.engine import Engine
 from pocketlm.errors import ConfigError, ModelLoadError
 from pocketlm.fingerprint import fingerprint
-from pocketlm.hub import resolve
+from pocketlm.hub import SHAPE_PREFIX, resolve
 from pocketlm.kernels import Decoder, DecoderSpec
 from pocketlm.known_answer import KnownAnswer
 from pocketlm.memory import MemoryEstimate
-from pocketlm.models import Checkpoint, read_checkpoint, read_header
+from pocketlm.models import Checkpoint, CheckpointHeader, read_checkpoint, read_header
+from pocketlm.shapes import shape_header
 from pocketlm.text.chat_template import ChatTemplate
 from pocketlm.text.tokenizer import Tokenizer
 
@@ -66,7 +67,9 @@ class LoadedModel:
 
 
 def load_model(name: str, config: EngineConfig, available_bytes: int | None = None) -> LoadedModel:
-    """Load a model: "bundled", a local folder or a Hugging Face Hub id. ModelLoadError, ConfigError.
+    """Load a model: "bundled", a local folder, a Hugging Face Hub id or shape:NAME.
+
+    ModelLoadError, ConfigError.
 
     `available_bytes` is what it may take in all, weights and KV cache; without it the KV cache takes a
     share of the memory that is free.
@@ -79,7 +82,7 @@ def load_model(name: str, config: EngineConfig, available_bytes: int | None = No
 
 def _load(name: str, config: EngineConfig, available_bytes: int | None) -> LoadedModel:
     start = time.perf_counter()
-    header = read_header(resolve(name))
+    header = open_header(name)
     checkpoint = read_checkpoint(header)
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     check_tokenizer(tokenizer, checkpoint)
@@ -96,6 +99,8 @@ def _load(name: str, config: EngineConfig, available_bytes: int | None) -> Loade
     )
     kv_cache_bytes = num_blocks * kernels.kv_block_bytes(checkpoint.spec, dtype)
     how_it_runs = {"dtype": dtype, "isa": isa, "max_model_len": str(max_model_len)}
+    if name.startswith(SHAPE_PREFIX):
+        how_it_runs["weights"] = name  # there is no file that would tell
 
     engine = Engine(
         decoder,
@@ -136,7 +141,7 @@ def _load(name: str, config: EngineConfig, available_bytes: int | None) -> Loade
 
 def estimate(name: str, config: EngineConfig, available_bytes: int) -> MemoryEstimate:
     """What `load_model` would take, from config.json and the headers of the weights. ModelLoadError."""
-    header = read_header(resolve(name))
+    header = open_header(name)
     dtypes = candidate_dtypes(config)
     max_model_len, _ = resolve_max_model_len(config, header.spec)
     weights_bytes = memory.weights_bytes(header, dtypes[0])
@@ -157,6 +162,11 @@ def estimate(name: str, config: EngineConfig, available_bytes: int) -> MemoryEst
         least_kv_cache_bytes=least,
         max_model_len=max_model_len,
     )
+
+
+def open_header(name: str) -> CheckpointHeader:
+    """What is known of a model before its weights are read. ModelLoadError."""
+    return shape_header(name) if name.startswith(SHAPE_PREFIX) else read_header(resolve(name))
 
 
 def check_tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:

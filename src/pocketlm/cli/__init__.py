@@ -7,8 +7,13 @@ from typing import Annotated
 
 import typer
 
+from pocketlm.cli.bench import bench
+from pocketlm.cli.chat import chat
+from pocketlm.cli.compare import compare
 from pocketlm.cli.doctor import doctor
+from pocketlm.cli.explore import explore
 from pocketlm.cli.generate import generate
+from pocketlm.cli.monitor import monitor
 from pocketlm.cli.serve import serve
 from pocketlm.cli.verify import verify
 from pocketlm.errors import ConfigError, PocketLMError
@@ -18,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: panels cut long flags off in a terminal of 80 columns
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, verify, doctor):
+for command in (serve, generate, chat, explore, verify, monitor, compare, bench, doctor):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""pocketlm doctor: whether the installation is well, and what it chose on this machine."""
+"""pocketlm doctor: whether the installation is well, and what this machine can do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlm.cli.output import configure_logging, print_json, print_table
-from pocketlm.errors import PocketLMError
+from pocketlm.cli.output import configure_logging, note, print_json, print_table
+from pocketlm.config import EngineConfig, load_config
+from pocketlm.errors import ConfigError, PocketLMError
+
+if TYPE_CHECKING:
+    from pocketlm.capacity import Capacity
+    from pocketlm.cli.capacity_table import Measured
+    from pocketlm.machine_speed import MachineSpeed
 
 PACKAGES = (
     "pocketlm",
@@ -39,18 +44,52 @@ class Check:
 
 
 def doctor(
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHAPE", help="Also run this size of GPT-2, e.g. gpt2, beside what is predicted."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check the installation. The exit code is 0 if nothing failed; a warning is no failure."""
+    """Check the installation, and what this machine can do.
+
+    The last table predicts tokens per second for each size of GPT-2.
+
+    The exit code is 0 if nothing failed; a warning is no failure.
+    """
     configure_logging(logging.ERROR)
+
+    from pocketlm.cli.capacity_table import as_json, print_capacities
+
+    _check_shape(measure)
     checks = [*_versions(), *_machine(), *_kernels(), *_model()]
+    speed = _measure_machine()
+    checks += _speed(speed)
+    capacities = _capacities(speed)
+    measured = {} if measure is None else _measured(measure, capacities)
     is_well = all(check.state != "failed" for check in checks)
     if json:
-        print_json({"ok": is_well, "checks": [asdict(check) for check in checks]})
+        print_json(
+            {
+                "ok": is_well,
+                "checks": [asdict(check) for check in checks],
+                "speed": asdict(speed),
+                "capacity": [as_json(capacity, measured) for capacity in capacities],
+            }
+        )
     else:
         print_table((check.state, check.name, check.value, check.reason) for check in checks)
+        print_capacities(capacities, measured)
         print("all is well" if is_well else "something failed: see above")
     sys.exit(0 if is_well else 1)
+
+
+def _check_shape(name: str | None) -> None:
+    from pocketlm.shapes import SHAPES
+
+    if name is not None and name not in SHAPES:
+        raise ConfigError(f"measure must be one of {', '.join(SHAPES)}; got {name!r}")
 
 
 def _versions() -> Iterator[Check]:
@@ -67,9 +106,11 @@ def _versions() -> Iterator[Check]:
 def _machine() -> Iterator[Check]:
     from pocketlm import hardware
 
-    yield Check("cpu", _cpu_model(), f"{platform.system()} {platform.machine()}")
+    yield Check("cpu", hardware.cpu_model(), f"{platform.system()} {platform.machine()}")
     num_threads, reason = hardware.num_threads()
     yield Check("processors", str(num_threads), reason)
+    quota = hardware.cpu_quota()
+    yield Check("cpu quota", "none" if quota is None else f"{quota:g} processors", "of the cgroup")
     num_bytes, reason = hardware.available_memory()
     yield Check("memory", f"{num_bytes / 2**30:.1f} GiB", reason)
 
@@ -110,9 +151,52 @@ def _model() -> Iterator[Check]:
     yield Check("generation", f"{len(completion.token_ids)} tokens", repr(prompt + completion.text))
 
 
-def _cpu_model() -> str:
-    """The name in /proc/cpuinfo where there is one; Python's own is often empty."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+def _measure_machine() -> MachineSpeed:
+    from pocketlm import machine_speed
+    from pocketlm.loading import candidate_dtypes, resolve_num_threads
+
+    _, config, _ = load_config({})
+    num_threads, _ = resolve_num_threads(config)
+    return machine_speed.measure(candidate_dtypes(EngineConfig()), num_threads)
+
+
+def _speed(speed: MachineSpeed) -> Iterator[Check]:
+    from pocketlm.machine_speed import NUM_LAYERS_READ, NUM_STREAMS
+
+    yield Check(
+        "memory bandwidth",
+        f"{speed.bytes_per_s / 2**30:.1f} GiB/s",
+        f"weights of {NUM_LAYERS_READ} layers as wide as gpt2's, read for one stream",
+    )
+    for dtype, number in speed.multiply_adds_per_s.items():
+        yield Check(
+            f"multiply-adds {dtype}",
+            f"{number / 1e9:.1f} billion/s",
+            f"a layer as wide as gpt2's, {NUM_STREAMS} tokens at once",
+        )
+
+
+def _capacities(speed: MachineSpeed) -> list[Capacity]:
+    from pocketlm import hardware
+    from pocketlm.capacity import capacity
+    from pocketlm.hub import SHAPE_PREFIX
+    from pocketlm.shapes import SHAPES
+
+    available_bytes, _ = hardware.available_memory()
+    return [
+        capacity(f"{SHAPE_PREFIX}{name}", dtype, speed, available_bytes)
+        for name in SHAPES
+        for dtype in speed.multiply_adds_per_s
+    ]
+
+
+def _measured(shape: str, capacities: list[Capacity]) -> Measured:
+    from pocketlm.capacity import measured_tokens_per_s
+    from pocketlm.hub import SHAPE_PREFIX
+
+    measured = {}
+    for capacity in capacities:
+        if capacity.model == f"{SHAPE_PREFIX}{shape}":
+            note(f"running {shape} in {capacity.dtype} ...")
+            measured[capacity.model, capacity.dtype] = measured_tokens_per_s(capacity.model, capacity.dtype)
+    return measured

@@ -25,6 +25,8 @@ def print_table(rows: Iterable[tuple[str, ...]]) -> None:
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in rows:
+        while len(table.columns) < len(row):
+            table.add_column(overflow="fold")  # in a narrow terminal: longer, not cut off
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 200  # a pipe has no width to keep within
     Console(highlight=False, markup=False, width=width).print(table)

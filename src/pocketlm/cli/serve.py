@@ -35,7 +35,10 @@ def serve(
     *,
     flags: dict[str, Any],
 ) -> None:
-    """Serve models over HTTP: the exercise's routes, and OpenAI's under /v1."""
+    """Serve models over HTTP.
+
+    The routes are those of the exercise, and OpenAI's under /v1.
+    """
     names, engine_config, server_config = load_config({"model": model or None, **flags})
 
     from pocketlm.registry import Registry, parse_aliases

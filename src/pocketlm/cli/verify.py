@@ -25,18 +25,20 @@ def verify(
     dtype: Annotated[Literal["int8", "float32"], typer.Option(help="The format to compare.")] = "int8",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare a number format with float32 on a text: perplexity, KL divergence, equal greedy tokens."""
+    """Measure what a number format costs in accuracy.
+
+    It is compared with float32 on a text: perplexity, KL divergence, equal greedy tokens.
+    """
     configure_logging(logging.WARNING)
     [name, *_], config, _ = load_config({"model": model and [model]})
 
     from pocketlm import kernels
     from pocketlm.accuracy import PASSAGE, compare, windows_of
-    from pocketlm.hub import resolve
-    from pocketlm.loading import resolve_max_model_len, resolve_num_threads
-    from pocketlm.models import load_checkpoint
+    from pocketlm.loading import open_header, resolve_max_model_len, resolve_num_threads
+    from pocketlm.models import read_checkpoint
     from pocketlm.text.tokenizer import Tokenizer
 
-    checkpoint = load_checkpoint(resolve(name))
+    checkpoint = read_checkpoint(open_header(name))
     tokenizer = Tokenizer.from_folder(checkpoint.folder)
     length, _ = resolve_max_model_len(config, checkpoint.spec)
     num_threads, _ = resolve_num_threads(config)

@@ -67,7 +67,7 @@ class Engine:
         self.max_model_len = max_model_len
         self.max_num_seqs = max_num_seqs
         self.last_batch: Batch = []
-        self._decoder = decoder
+        self.decoder = decoder
         self._vocab_size = decoder.spec.vocab_size
         self._eos_token_ids = eos_token_ids
         self._block_manager = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
@@ -148,7 +148,7 @@ class Engine:
 
     def worker_cpu_s(self) -> float | None:
         """Processor time used so far by the decoder's threads beside the one that calls `step`."""
-        return self._decoder.worker_cpu_s()
+        return self.decoder.worker_cpu_s()
 
     @property
     def _is_dead(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from pocketlm.errors import ModelLoadError
 
 BUNDLED = Path(__file__).parent / "bundled"
+SHAPE_PREFIX = "shape:"  # of a name that stands for random weights of a size, see shapes.py
 
 # All that pocketlm reads. Exact names: repositories also hold copies of the weights for other programs.
 HUB_FILES = [
@@ -47,7 +48,7 @@ def resolve(name: str) -> Path:
 
 def is_local(name: str) -> bool:
     """Whether a model's files are found without asking the Hub's library."""
-    return name == "bundled" or os.path.isdir(os.path.expanduser(name))
+    return name == "bundled" or name.startswith(SHAPE_PREFIX) or os.path.isdir(os.path.expanduser(name))
 
 
 def without_folders(name: str, message: str) -> str:

@@ -17,9 +17,10 @@ MAX_LAYERS = 1000
 class ConfigFile:
     """The fields of one JSON file. null counts as absent, as in most published configs."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fields: dict[str, Any] | None = None) -> None:
+        """`fields` stands for the file where there is none; `path` is then a name for messages."""
         self.path = path
-        self.fields = read_json_object(path)
+        self.fields = read_json_object(path) if fields is None else fields
 
     def size(self, name: str, default: int | None = None, *, largest: int = MAX_SIZE) -> int:
         """A positive integer; without a default it must be there."""

@@ -24,10 +24,9 @@ def read_weights(
     file: CheckpointFile, spec: DecoderSpec, sources: Mapping[str, Source]
 ) -> dict[str, NDArray[Any]]:
     """The weights by slot, on the file's memory map: a transposed one is a view with other strides."""
-    matrices = spec.matrix_shapes()
     weights = {}
     for slot, source in sources.items():
-        shape = matrices.get(slot) or _vector_shape(spec, matrices, slot)
+        shape = weight_shape(spec, slot)
         if source.is_transposed:
             weights[slot] = file.tensor(source.name, shape[::-1]).T
         else:
@@ -35,8 +34,11 @@ def read_weights(
     return weights
 
 
-def _vector_shape(spec: DecoderSpec, matrices: Mapping[str, tuple[int, int]], slot: str) -> tuple[int, ...]:
-    """The shape of a weight that no matrix multiplication uses."""
+def weight_shape(spec: DecoderSpec, slot: str) -> tuple[int, ...]:
+    """The shape of a slot's weight, matrices as [inputs, outputs]."""
+    matrices = spec.matrix_shapes()
+    if slot in matrices:
+        return matrices[slot]
     if slot == "position_embedding":
         return (spec.max_positions + spec.position_offset, spec.hidden_size)
     matrix = slot.removesuffix("bias") + "weight"

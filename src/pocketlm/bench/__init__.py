@@ -1,0 +1,1 @@
+"""Load on a model, and what came of it: tokens per second, and how long its users waited."""
