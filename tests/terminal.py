@@ -82,6 +82,13 @@ class Terminal:
             assert time.monotonic() < deadline, f"no {text!r} in {timeout_s} s:\n{self.screen}"
         return self.screen
 
+    def wait_for_more(self, num_chars: int, timeout_s: float = 60.0) -> None:
+        """Wait until so much more was written, whether or not it is still on the screen."""
+        deadline, enough = time.monotonic() + timeout_s, len(self.written) + num_chars
+        while len(self.written) < enough:
+            assert self._read(deadline), f"ended:\n{self.screen}"
+            assert time.monotonic() < deadline, f"no more in {timeout_s} s:\n{self.screen}"
+
     def wait(self, timeout_s: float = 60.0) -> int:
         """Read to the end; returns the exit code, which is minus the signal's number if one ended it."""
         deadline = time.monotonic() + timeout_s

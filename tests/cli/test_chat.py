@@ -228,9 +228,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: str) -> None:
         begun(shown)
         for word in ("hello", "again"):
             shown.send_line(word)
-            shown.wait_for(rf"(?m)^> {word}\n.*\S")
+            shown.wait_for_more(len(word) + 200)  # what was typed, and the beginning of the answer
             shown.send(CTRL_C)
-            shown.wait_for(rf"(?s)> {word}\n.*\[stopped; \d+\s+tokens.*\n>$")
+            shown.wait_for(r"(?s)\[stopped; \d+\s+tokens.*\n>$")
         shown.send(CTRL_C)
         shown.wait_for(r"(?s)Ctrl-D ends\n>$")
         shown.send(CTRL_D)
