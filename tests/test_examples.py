@@ -74,7 +74,7 @@ def test_client() -> None:
         "Machine learning infrastructure requires",
         "The future of AI is",
     ):
-        assert f"\n{prompt} " in printed
+        assert f"\n{prompt}" in printed
     assert "\n400: temperature must be a number between 0.0 and 2.0, got 2.5\n" in printed
     assert printed.endswith(f"\n\n{streamed}\n")
 
