@@ -13,7 +13,8 @@ from pocketlm.cli.flags import config_flags
 from pocketlm.cli.output import configure_logging, note, print_json
 from pocketlm.config import EngineConfig, load_config
 
-BASE = {"temperature": 0.7, "max_tokens": 30, "top_k": 50}  # but for the length, those of `generate`
+# But for the length, those of `generate`.
+BASE: dict[str, Any] = {"temperature": 0.7, "max_tokens": 30, "top_k": 50}
 VALUES: dict[str, list[Any]] = {
     "temperature": [0.1, 0.7, 1.0, 1.5],
     "max_tokens": [10, 30, 60],
@@ -61,7 +62,7 @@ def explore(
     from pocketlm.sampling import SamplingParams
 
     given = {"temperature": temperature, "max_tokens": max_tokens, "top_k": top_k, "top_p": top_p}
-    base = SamplingParams(**BASE, seed=secrets.randbits(32) if seed is None else seed)  # type: ignore[arg-type]
+    base = SamplingParams(**BASE, seed=secrets.randbits(32) if seed is None else seed)
     experiments = varied(base, {name: given[name] or VALUES[name] for name in VALUES})
     note(f"loading {name} ...")
     llm = LLM(name, **engine_config.model_dump())

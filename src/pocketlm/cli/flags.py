@@ -48,7 +48,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         metavar=None if kind is bool else _metavar(kind),
     )
     value = bool if kind is bool else list[str] if get_origin(kind) is tuple else str
-    annotation = Annotated[value | None, option]  # type: ignore[valid-type]
+    annotation = Annotated[value | None, option]  # type: ignore[valid-type]  # the type is made here
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -135,5 +135,5 @@ def _redis_storage(link: RedisLink) -> RedisStorage:
         "async+redis://",  # unused: the link's pool knows where
         implementation="redispy",
         key_prefix=KEY_PREFIX,
-        connection_pool=link.pool,  # type: ignore[arg-type]
+        connection_pool=link.pool,  # type: ignore[arg-type]  # it says str, and hands it on
     )

@@ -12,7 +12,7 @@ from answers import answer, events, llm
 from pocketlm.config import ServerConfig
 from pocketlm.errors import InvalidRequest
 from pocketlm.generation import Piece
-from pocketlm.outputs import FinishReason
+from pocketlm.outputs import FinishReason, Timing
 from pocketlm.sampling import SamplingParams
 from pocketlm.server.protocol import CompletionRequest, Head, Result
 
@@ -264,4 +264,4 @@ def test_a_stored_answer_and_a_timeout_are_pieces_like_others() -> None:
     c.finish_reason = FinishReason.TIMEOUT
     [event] = request.piece(head, 0, output, Piece(0, "", [], None, FinishReason.TIMEOUT))
     assert event["choices"][0]["finish_reason"] == "timeout" and event["choices"][0]["text"] == ""
-    assert request.closing(Result(head, [output], True, 0.0, timing=None)) == []  # type: ignore[arg-type]
+    assert request.closing(Result(head, [output], True, 0.0, timing=Timing())) == []
