@@ -19,7 +19,7 @@ help:
 	@echo "make docs          write what docs/ has from the code: tables, and the help of the commands"
 	@echo "make test-oracle   compare with Hugging Face Transformers (installs torch)"
 	@echo "make sanitize      run the kernel tests under AddressSanitizer, UBSan and ThreadSanitizer"
-	@echo "make bench         measure the engine"
+	@echo "make bench         measure the engine, in process and over HTTP"
 	@echo "make load          200 clients for two minutes against a server of its own"
 	@echo "make clean         remove what the others made"
 
@@ -81,6 +81,7 @@ sanitize: $(VENV)/installed-test
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/serving.py
 
 load: $(VENV)/installed-test
 	$(BIN)/python benchmarks/load.py

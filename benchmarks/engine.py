@@ -21,10 +21,15 @@ NUM_PROMPT_TOKENS, NUM_NEW_TOKENS = 32, 64
 DTYPES = ("float32", "int8")
 
 
-def tokens_per_second(llm: LLM, num_streams: int, seed: int) -> float:
-    """New tokens per second over all streams, prefill included. Prompts differ, so no prefix is shared."""
+def random_prompts(num_streams: int, seed: int) -> list[list[int]]:
+    """They differ, so no prefix is shared."""
     rng = random.Random(seed)
-    prompts = [[rng.randrange(1, 500) for _ in range(NUM_PROMPT_TOKENS)] for _ in range(num_streams)]
+    return [[rng.randrange(1, 500) for _ in range(NUM_PROMPT_TOKENS)] for _ in range(num_streams)]
+
+
+def tokens_per_second(llm: LLM, num_streams: int, seed: int) -> float:
+    """New tokens per second over all streams, prefill included."""
+    prompts = random_prompts(num_streams, seed)
     params = SamplingParams(max_tokens=NUM_NEW_TOKENS, temperature=0, ignore_eos=True)
     start = time.perf_counter()
     outputs = llm.generate(prompts, params)

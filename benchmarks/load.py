@@ -13,21 +13,16 @@ import argparse
 import asyncio
 import json
 import random
-import re
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
+from own_server import own_server
 from prometheus_client.parser import text_string_to_metric_families
 
 NUM_CASES = 64
@@ -337,32 +332,6 @@ async def events(response: httpx.Response) -> AsyncIterator[str]:
             yield line.removeprefix("data: ")
         elif line and not line.startswith(":"):
             raise Failure("not a server-sent event", line)
-
-
-@contextmanager
-def own_server(model: str) -> Iterator[str]:
-    """The address of a server on a free port; at the end it must drain and leave with 0."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        command = [sys.executable, "-m", "pocketlm", "serve", model, "--port", "0"]
-        with log.open("w") as file:
-            process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL)
-        try:
-            found, deadline = None, time.monotonic() + 120
-            while found is None:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"the server did not start:\n{log.read_text(errors='replace')}")
-                time.sleep(0.05)
-                found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text(errors="replace"))
-            yield found[0]
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(timeout=60)
-            traceback = re.search(r"Traceback.*", log.read_text(errors="replace"), re.DOTALL)
-            if code != 0 or traceback:
-                raise SystemExit(f"the server left with {code}\n{traceback[0][:2000] if traceback else ''}")
-        finally:
-            process.kill()
-            process.wait()
 
 
 async def measure(url: str, num_clients: int, seconds: float) -> Load:
