@@ -1,6 +1,5 @@
 // The Python side of the core. Every index and shape that comes from outside is checked here, once.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -11,6 +10,7 @@
 
 #include "decoder.h"
 #include "dispatch.h"
+#include "packed_weights.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -26,11 +26,6 @@ template <class T>
 using OutVector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using OutTable = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 template <class Array>
 int length(const Array& array) {
@@ -109,87 +104,18 @@ Spec spec_from(nb::handle python) {
   return spec;
 }
 
-Tensor tensor_from(const std::string& name, const AnyArray& array) {
-  require(array.dtype() == nb::dtype<float>() || array.dtype() == nb::dlpack::dtype{2, 16, 1},
-          "weight " + name + " must be float32 or float16");
-  require(array.ndim() == 1 || array.ndim() == 2, "weight " + name + " must have one or two dimensions");
-  Tensor tensor;
-  tensor.data = array.data();
-  tensor.is_half = array.dtype().bits == 16;
-  tensor.rows = static_cast<int64_t>(array.shape(0));
-  tensor.row_stride = array.stride(0);
-  if (array.ndim() == 2) {
-    tensor.columns = static_cast<int64_t>(array.shape(1));
-    tensor.column_stride = array.stride(1);
-  }
-  return tensor;
-}
-
-using Weights = std::unordered_map<std::string, Tensor>;
-
-void check_weights(const Spec& spec, const Weights& weights) {
-  const auto check = [&](const std::string& name, int64_t rows, int64_t columns, bool needed) {
-    const auto found = weights.find(name);
-    if (found == weights.end()) {
-      require(!needed, "weight " + name + " is missing");
-      return;
-    }
-    const Tensor& tensor = found->second;
-    require(tensor.rows == rows && tensor.columns == columns,
-            "weight " + name + " is " + std::to_string(tensor.rows) + " by " +
-                std::to_string(tensor.columns) + ", expected " + std::to_string(rows) + " by " +
-                std::to_string(columns));
-  };
-  const auto norm = [&](const std::string& name, bool needed) {
-    check(name + ".weight", spec.hidden_size, 1, needed);
-    check(name + ".bias", spec.hidden_size, 1, false);
-  };
-  const auto matrix = [&](const std::string& name, int rows, int columns) {
-    check(name + ".weight", rows, columns, true);
-    check(name + ".bias", columns, 1, false);
-  };
-  check("token_embedding", spec.vocab_size, spec.hidden_size, true);
-  check("position_embedding", static_cast<int64_t>(spec.max_positions) + spec.position_offset,
-        spec.hidden_size, false);
-  for (int i = 0; i < spec.num_layers; ++i) {
-    const std::string prefix = "layers." + std::to_string(i) + ".";
-    norm(prefix + "attention_norm", true);
-    norm(prefix + "mlp_norm", !spec.parallel_residual);
-    matrix(prefix + "qkv", spec.hidden_size, spec.qkv_size());
-    matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size);
-    if (spec.gated_mlp) matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size);
-    matrix(prefix + "up", spec.hidden_size, spec.intermediate_size);
-    matrix(prefix + "down", spec.intermediate_size, spec.hidden_size);
-  }
-  norm("final_norm", true);
-  matrix("head", spec.hidden_size, spec.vocab_size);
-}
-
-Dtype dtype_named(const std::string& name) {
-  require(name == "float32" || name == "int8", "unknown dtype " + name);
-  return name == "float32" ? Dtype::kFloat32 : Dtype::kInt8;
-}
-
 struct PyDecoder {
-  std::vector<AnyArray> tables;  // the decoder views these; all else it packs into memory of its own
+  std::vector<AnyArray> arrays;  // the decoder views these
   std::unique_ptr<Decoder> decoder;
 
   PyDecoder(nb::handle python_spec, nb::dict python_weights, const std::string& dtype, int num_threads,
             const std::string& isa) {
     const Kernels* kernels = find_kernels(isa);
     require(kernels != nullptr, "instruction set " + isa + " is not available");
-    require(num_threads >= 1 && num_threads <= 1024, "num_threads must be 1 to 1024");
+    require(num_threads >= 1 && num_threads <= kMaxThreads, "num_threads must be 1 to 1024");
     const Spec spec = spec_from(python_spec);
-    Weights weights;
-    for (auto [key, value] : python_weights) {  // the dict keeps the arrays alive for now
-      const auto name = nb::cast<std::string>(key);
-      const auto array = nb::cast<AnyArray>(value);
-      weights[name] = tensor_from(name, array);
-      if (name == "token_embedding" || name == "position_embedding") tables.push_back(array);
-    }
-    check_weights(spec, weights);
-    nb::gil_scoped_release release;
-    decoder = std::make_unique<Decoder>(spec, weights, dtype_named(dtype), num_threads, *kernels);
+    const Weights weights = read_packed_weights(spec, python_weights, dtype_named(dtype), &arrays);
+    decoder = std::make_unique<Decoder>(spec, weights, num_threads, *kernels);
   }
 };
 
@@ -318,12 +244,15 @@ NB_MODULE(_core, m) {
   using namespace pocketlm;
   m.doc() = "The compiled core of pocketlm; src/pocketlm/kernels/compiled.py is its Python face.";
   m.attr("BLOCK_SIZE") = kBlockSize;
+  m.attr("PANEL_COLUMNS") = kPanelColumns;
   m.def("available_isas", [] {
     std::vector<std::string> names;
     for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->isa);
     return names;
   });
   m.def("padded_head_dim", &padded_head_dim, "head_dim"_a);
+
+  m.def("pack_matrix", &pack_matrix, "name"_a, "weight"_a.noconvert(), "dtype"_a, "num_threads"_a);
 
   nb::class_<KVCache>(m, "KVCache")
       .def_prop_ro("num_blocks", &KVCache::num_blocks)
@@ -332,7 +261,6 @@ NB_MODULE(_core, m) {
   nb::class_<PyDecoder>(m, "Decoder")
       .def(nb::init<nb::handle, nb::dict, const std::string&, int, const std::string&>(), "spec"_a,
            "weights"_a, "dtype"_a, "num_threads"_a, "isa"_a)
-      .def_prop_ro("weights_bytes", [](const PyDecoder& self) { return self.decoder->weights_bytes(); })
       .def(
           "new_kv_cache",
           [](const PyDecoder& self, int num_blocks) {

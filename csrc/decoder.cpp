@@ -30,45 +30,8 @@ KVCache::KVCache(const Spec& spec, Dtype dtype, int num_blocks)
   }
 }
 
-Decoder::Decoder(const Spec& spec, const std::unordered_map<std::string, Tensor>& weights, Dtype dtype,
-                 int num_threads, const Kernels& kernels)
-    : spec_(spec), dtype_(dtype), kernels_(kernels), pool_(num_threads), layers_(spec.num_layers) {
-  const auto find = [&](const std::string& name) {
-    const auto found = weights.find(name);
-    return found == weights.end() ? nullptr : &found->second;
-  };
-  const auto matrix = [&](const std::string& name) {
-    Matrix packed(weights.at(name + ".weight"), find(name + ".bias"), dtype, pool_);
-    weights_bytes_ += packed.num_bytes();
-    return packed;
-  };
-  const auto vector = [&](const Tensor* tensor) {
-    Buffer<float> values(tensor ? tensor->rows : 0);
-    for (int64_t i = 0; tensor && i < tensor->rows; ++i) values.data()[i] = tensor->at(i, 0);
-    return tensor ? std::move(values) : Buffer<float>();
-  };
-  const auto norm = [&](const std::string& name) {
-    return NormWeights{vector(find(name + ".weight")), vector(find(name + ".bias"))};
-  };
-
-  token_embedding_ = weights.at("token_embedding");
-  if (const Tensor* positions = find("position_embedding")) position_embedding_ = *positions;
-  for (const Tensor* table : {&token_embedding_, &position_embedding_})
-    weights_bytes_ += table->rows * table->columns * (table->is_half ? 2 : 4);
-  for (int i = 0; i < spec.num_layers; ++i) {
-    const std::string prefix = "layers." + std::to_string(i) + ".";
-    Layer& layer = layers_[i];
-    layer.attention_norm = norm(prefix + "attention_norm");
-    layer.has_mlp_norm = find(prefix + "mlp_norm.weight") != nullptr;
-    layer.mlp_norm = norm(prefix + "mlp_norm");
-    layer.qkv = matrix(prefix + "qkv");
-    layer.attention_out = matrix(prefix + "attention_out");
-    if (spec.gated_mlp) layer.gate = matrix(prefix + "gate");
-    layer.up = matrix(prefix + "up");
-    layer.down = matrix(prefix + "down");
-  }
-  final_norm_ = norm("final_norm");
-  head_ = matrix("head");
+Decoder::Decoder(const Spec& spec, const Weights& weights, int num_threads, const Kernels& kernels)
+    : spec_(spec), weights_(weights), kernels_(kernels), pool_(num_threads) {
   samplers_.resize(pool_.num_threads(), Sampler(kernels, spec.vocab_size));
   scratch_.resize(pool_.num_threads());
   for (Scratch& scratch : scratch_) {
@@ -92,8 +55,8 @@ void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
   float* qkv = qkv_.at_least(static_cast<int64_t>(num_tokens) * spec_.qkv_size());
   attended_.at_least(static_cast<int64_t>(num_tokens) * spec_.num_heads * spec_.head_dim);
   for (int i = 0; i < spec_.num_layers; ++i) {
-    const Layer& layer = layers_[i];
-    const NormWeights& mlp_norm = layer.has_mlp_norm ? layer.mlp_norm : layer.attention_norm;
+    const LayerWeights& layer = weights_.layers[i];
+    const NormWeights& mlp_norm = layer.mlp_norm.weight ? layer.mlp_norm : layer.attention_norm;
     norm_rows(layer.attention_norm, x, num_tokens, normed);
     linear(layer.qkv, normed, num_tokens, qkv);
     store_keys_and_values(batch, i, cache);
@@ -109,8 +72,8 @@ void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
     std::copy_n(x + static_cast<int64_t>(batch.logit_rows[r]) * spec_.hidden_size, spec_.hidden_size,
                 last + static_cast<int64_t>(r) * spec_.hidden_size);
   normed = normed_.at_least(static_cast<int64_t>(batch.num_logit_rows) * spec_.hidden_size);
-  norm_rows(final_norm_, last, batch.num_logit_rows, normed);
-  linear(head_, normed, batch.num_logit_rows, logits);
+  norm_rows(weights_.final_norm, last, batch.num_logit_rows, normed);
+  linear(weights_.head, normed, batch.num_logit_rows, logits);
 }
 
 void Decoder::embed(const Batch& batch) {
@@ -119,10 +82,10 @@ void Decoder::embed(const Batch& batch) {
   for (int t = 0; t < batch.num_tokens; ++t) {
     float* row = x + static_cast<int64_t>(t) * size;
     for (int i = 0; i < size; ++i)
-      row[i] = token_embedding_.at(batch.token_ids[t], i) * spec_.embedding_scale;
-    if (!position_embedding_.data) continue;
+      row[i] = weights_.token_embedding.at(batch.token_ids[t], i) * spec_.embedding_scale;
+    if (!weights_.position_embedding.data) continue;
     const int64_t position = batch.positions[t] + spec_.position_offset;
-    for (int i = 0; i < size; ++i) row[i] += position_embedding_.at(position, i);
+    for (int i = 0; i < size; ++i) row[i] += weights_.position_embedding.at(position, i);
   }
 }
 
@@ -159,8 +122,8 @@ void Decoder::norm_rows(const NormWeights& weights, const float* x, int num_rows
   pool_.run(num_pieces(num_rows, kRowsPerTask), [&](int task, int) {
     const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
     for (int row = task * kRowsPerTask; row < end; ++row)
-      kernels_.norm(spec_.norm, x + row * size, weights.weight.data(), weights.bias.data(),
-                    spec_.norm_epsilon, spec_.hidden_size, out + row * size);
+      kernels_.norm(spec_.norm, x + row * size, weights.weight, weights.bias, spec_.norm_epsilon,
+                    spec_.hidden_size, out + row * size);
   });
 }
 
@@ -168,7 +131,7 @@ void Decoder::norm_rows(const NormWeights& weights, const float* x, int num_rows
 void Decoder::linear(const Matrix& matrix, const float* x, int num_rows, float* out, Activation activation,
                      Combine combine) {
   QuantizedRows quantized = {};
-  if (dtype_ == Dtype::kInt8) {
+  if (matrix.dtype() == Dtype::kInt8) {
     const int64_t stride = round_up(matrix.k(), 4);
     int8_t* values = quantized_.at_least(num_rows * stride);
     float* scales = quantized_scales_.at_least(num_rows);
@@ -211,7 +174,7 @@ void Decoder::store_keys_and_values(const Batch& batch, int layer, KVCache& cach
           }
         }
       };
-      if (dtype_ == Dtype::kFloat32)
+      if (weights_.dtype == Dtype::kFloat32)
         write(cache.floats_[0].data(), cache.floats_[1].data());
       else
         write(cache.halves_[0].data(), cache.halves_[1].data());
@@ -232,7 +195,7 @@ void Decoder::attend(const Batch& batch, int layer, const KVCache& cache) {
       const float* query = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size() + h * head_dim;
       const int length = batch.positions[t] + 1;
       const float scale = spec_.attention_scales[layer];
-      if (dtype_ == Dtype::kFloat32) {
+      if (weights_.dtype == Dtype::kFloat32) {
         const HeadBlocks<float> blocks = {cache.floats_[0].data() + offset, cache.floats_[1].data() + offset,
                                           cache.block_stride_, block_table};
         kernels_.attend_f32(query, blocks, head_dim, length, scale, scratch.scores.data(),
@@ -251,7 +214,7 @@ void Decoder::attend(const Batch& batch, int layer, const KVCache& cache) {
 }
 
 // x += down(activation(up(normed))), or down(activation(gate(normed)) * up(normed))
-void Decoder::mlp(const Layer& layer, const float* normed, int num_rows) {
+void Decoder::mlp(const LayerWeights& layer, const float* normed, int num_rows) {
   float* hidden = hidden_.at_least(static_cast<int64_t>(num_rows) * spec_.intermediate_size);
   if (spec_.gated_mlp) {
     linear(layer.gate, normed, num_rows, hidden, spec_.activation);

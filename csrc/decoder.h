@@ -3,8 +3,6 @@
 #pragma once
 
 #include <mutex>
-#include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "buffer.h"
@@ -28,6 +26,24 @@ struct Spec {
   std::vector<double> rotary_frequencies;  // [rotary dimensions / 2]
 
   int qkv_size() const { return (num_heads + 2 * num_kv_heads) * head_dim; }
+};
+
+struct NormWeights {
+  const float *weight = nullptr, *bias = nullptr;  // [E]; null where there is none
+};
+
+struct LayerWeights {
+  NormWeights attention_norm, mlp_norm;
+  Matrix qkv, attention_out, gate, up, down;
+};
+
+// Packed weights, checked before. All of them are views.
+struct Weights {
+  Dtype dtype;
+  Tensor token_embedding, position_embedding;  // position_embedding.data may be null
+  std::vector<LayerWeights> layers;
+  NormWeights final_norm;
+  Matrix head;
 };
 
 // Keys and values of all layers: [L][num_blocks][G][D' * 16], float32 or float16 as the weights ask.
@@ -56,12 +72,11 @@ struct Batch {
 
 class Decoder {
  public:
-  Decoder(const Spec& spec, const std::unordered_map<std::string, Tensor>& weights, Dtype dtype,
-          int num_threads, const Kernels& kernels);
+  // The arrays that `weights` views must live as long as the decoder.
+  Decoder(const Spec& spec, const Weights& weights, int num_threads, const Kernels& kernels);
 
   const Spec& spec() const { return spec_; }
-  Dtype dtype() const { return dtype_; }
-  int64_t weights_bytes() const { return weights_bytes_; }
+  Dtype dtype() const { return weights_.dtype; }
   std::optional<double> worker_cpu_seconds() { return pool_.cpu_seconds(); }
 
   // logits [num_logit_rows, V]
@@ -75,14 +90,6 @@ class Decoder {
   }
 
  private:
-  struct NormWeights {
-    Buffer<float> weight, bias;  // [E]; bias may be empty
-  };
-  struct Layer {
-    NormWeights attention_norm, mlp_norm;
-    bool has_mlp_norm;
-    Matrix qkv, attention_out, gate, up, down;
-  };
   struct Scratch {  // of one thread
     Buffer<float> scores, out;
   };
@@ -94,20 +101,14 @@ class Decoder {
               Activation activation = Activation::kNone, Combine combine = Combine::kStore);
   void store_keys_and_values(const Batch& batch, int layer, KVCache& cache);
   void attend(const Batch& batch, int layer, const KVCache& cache);
-  void mlp(const Layer& layer, const float* x, int num_rows);
+  void mlp(const LayerWeights& layer, const float* x, int num_rows);
   void rotate(float* heads, int num_heads, int token) const;
 
   const Spec spec_;
-  const Dtype dtype_;
+  const Weights weights_;
   const Kernels& kernels_;
   ThreadPool pool_;
   std::mutex mutex_;  // one forward or sample at a time: they share the threads and the scratch
-
-  Tensor token_embedding_, position_embedding_;  // views, kept alive by the caller
-  std::vector<Layer> layers_;
-  NormWeights final_norm_;
-  Matrix head_;
-  int64_t weights_bytes_ = 0;
 
   std::vector<Sampler> samplers_;  // one a thread
   std::vector<Scratch> scratch_;

@@ -7,6 +7,10 @@ namespace pocketlm {
 
 namespace {
 
+int64_t panel_bytes(int k, Dtype dtype) {
+  return dtype == Dtype::kFloat32 ? int64_t{4} * k * kPanelColumns : int64_t{round_up(k, 4)} * kPanelColumns;
+}
+
 void pack_float(const Tensor& weight, int column, int width, float* panel) {
   for (int c = 0; c < width; ++c)
     for (int64_t k = 0; k < weight.rows; ++k) panel[k * kPanelColumns + c] = weight.at(k, column + c);
@@ -15,7 +19,7 @@ void pack_float(const Tensor& weight, int column, int width, float* panel) {
 // One scale a column: value = round(w * 127 / largest), stored plus 128. A column that holds a NaN or an
 // infinity has a scale of NaN, so that no wrong number comes of it.
 void pack_int8(const Tensor& weight, int column, int width, uint8_t* panel, float* scales) {
-  std::fill_n(panel, static_cast<int64_t>(round_up(static_cast<int>(weight.rows), 4)) * kPanelColumns, 128);
+  std::fill_n(panel, panel_bytes(static_cast<int>(weight.rows), Dtype::kInt8), 128);
   for (int c = 0; c < width; ++c) {
     float peak = 0.0f;
     bool finite = true;
@@ -36,41 +40,36 @@ void pack_int8(const Tensor& weight, int column, int width, uint8_t* panel, floa
 
 }  // namespace
 
-Matrix::Matrix(const Tensor& weight, const Tensor* bias, Dtype dtype, ThreadPool& pool)
-    : k_(static_cast<int>(weight.rows)), n_(static_cast<int>(weight.columns)) {
-  const int num_panels = (n_ + kPanelColumns - 1) / kPanelColumns;
-  const int64_t padded = static_cast<int64_t>(num_panels) * kPanelColumns;
-  bias_ = Buffer<float>(padded);
-  if (bias)
-    for (int i = 0; i < n_; ++i) bias_.data()[i] = bias->at(i, 0);
-  if (dtype == Dtype::kFloat32) {
-    floats_ = Buffer<float>(padded * k_);
-  } else {
-    bytes_ = Buffer<uint8_t>(padded * round_up(k_, 4));
-    scales_ = Buffer<float>(padded);
-  }
-  pool.run(num_panels, [&](int panel, int) {
-    const int column = panel * kPanelColumns, width = std::min(kPanelColumns, n_ - column);
+std::vector<int64_t> panels_shape(int k, int n, Dtype dtype) {
+  const int64_t num_panels = padded_columns(n) / kPanelColumns;
+  if (dtype == Dtype::kFloat32) return {num_panels, k, kPanelColumns};
+  return {num_panels, round_up(k, 4) / 4, kPanelColumns, 4};
+}
+
+void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, float* scales) {
+  const int k = static_cast<int>(weight.rows), n = static_cast<int>(weight.columns);
+  pool.run(static_cast<int>(padded_columns(n) / kPanelColumns), [&](int number, int) {
+    const int column = number * kPanelColumns, width = std::min(kPanelColumns, n - column);
+    char* panel = static_cast<char*>(panels) + number * panel_bytes(k, dtype);
     if (dtype == Dtype::kFloat32)
-      pack_float(weight, column, width, floats_.data() + static_cast<int64_t>(column) * k_);
+      pack_float(weight, column, width, reinterpret_cast<float*>(panel));
     else
-      pack_int8(weight, column, width, bytes_.data() + static_cast<int64_t>(column) * round_up(k_, 4),
-                scales_.data() + column);
+      pack_int8(weight, column, width, reinterpret_cast<uint8_t*>(panel), scales + column);
   });
 }
 
 void Matrix::multiply(const Kernels& kernels, int panel, const float* x, const QuantizedRows& quantized,
                       int first, int num_rows, Output out) const {
   const int column = panel * kPanelColumns;
+  const char* data = static_cast<const char*>(panels_) + panel * panel_bytes(k_, dtype_);
   out.data += first * out.stride;
-  if (floats_.data()) {
-    kernels.matmul_f32(floats_.data() + static_cast<int64_t>(column) * k_, k_,
-                       x + static_cast<int64_t>(first) * k_, k_, num_rows, column, out);
+  if (dtype_ == Dtype::kFloat32) {
+    kernels.matmul_f32(reinterpret_cast<const float*>(data), k_, x + static_cast<int64_t>(first) * k_, k_,
+                       num_rows, column, out);
   } else {
     const QuantizedRows rows = {quantized.values + first * quantized.stride, quantized.stride,
                                 quantized.scales + first, quantized.sums + first};
-    kernels.matmul_i8(bytes_.data() + static_cast<int64_t>(column) * round_up(k_, 4), scales_.data(), k_,
-                      rows, num_rows, column, out);
+    kernels.matmul_i8(reinterpret_cast<const uint8_t*>(data), scales_, k_, rows, num_rows, column, out);
   }
 }
 

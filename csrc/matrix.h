@@ -1,7 +1,8 @@
 // A weight matrix [K, N] packed in panels of 64 columns, float32 or int8, with its bias.
 #pragma once
 
-#include "buffer.h"
+#include <vector>
+
 #include "half.h"
 #include "kernels.h"
 #include "thread_pool.h"
@@ -24,15 +25,24 @@ struct Tensor {
 
 enum class Dtype { kFloat32, kInt8 };
 
+// The shapes of a packed matrix's arrays.
+std::vector<int64_t> panels_shape(int k, int n, Dtype dtype);
+inline int64_t padded_columns(int n) { return round_up(n, kPanelColumns); }
+
+// Fills the arrays of a packed matrix, which hold zeros. `scales` is for int8 alone.
+void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, float* scales);
+
+// A packed matrix. It views its arrays, which belong to the caller.
 class Matrix {
  public:
   Matrix() = default;
-  Matrix(const Tensor& weight, const Tensor* bias, Dtype dtype, ThreadPool& pool);
+  Matrix(int k, int n, Dtype dtype, const void* panels, const float* scales, const float* bias)
+      : k_(k), n_(n), dtype_(dtype), panels_(panels), scales_(scales), bias_(bias) {}
 
   int k() const { return k_; }
   int n() const { return n_; }
-  const float* bias() const { return bias_.data(); }
-  int64_t num_bytes() const { return floats_.num_bytes() + bytes_.num_bytes() + scales_.num_bytes(); }
+  Dtype dtype() const { return dtype_; }
+  const float* bias() const { return bias_; }
 
   // Rows `first` to `first + num_rows` of x times panel number `panel`, into the same rows of `out`.
   void multiply(const Kernels& kernels, int panel, const float* x, const QuantizedRows& quantized, int first,
@@ -40,10 +50,10 @@ class Matrix {
 
  private:
   int k_ = 0, n_ = 0;
-  Buffer<float> floats_;   // [panels][K][64]
-  Buffer<uint8_t> bytes_;  // [panels][K / 4][64][4]
-  Buffer<float> scales_;   // [N], of the columns, with int8
-  Buffer<float> bias_;     // [N], zero where there is none
+  Dtype dtype_ = Dtype::kFloat32;
+  const void* panels_ = nullptr;   // float32 [panels][K][64] or int8 [panels][K / 4][64][4]
+  const float* scales_ = nullptr;  // [N rounded up to a panel], of the columns, with int8
+  const float* bias_ = nullptr;    // [N rounded up to a panel], zero where there is none
 };
 
 }  // namespace pocketlm

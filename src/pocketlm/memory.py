@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pocketlm import kernels
 from pocketlm.accuracy import CHUNK
 from pocketlm.kernels.inputs import BLOCK_SIZE
-from pocketlm.kernels.spec import DecoderSpec
+from pocketlm.kernels.spec import TABLES, DecoderSpec
 from pocketlm.models import CheckpointHeader
 
 PANEL_COLUMNS = 64  # the compiled core pads the columns of a matrix to a multiple of this
-TABLES = ("token_embedding", "position_embedding")  # looked up as they are stored, never packed
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,13 @@ class MemoryEstimate:
 
 def weights_bytes(header: CheckpointHeader, dtype: str) -> int:
     """What the weights of a loaded model take in a number format."""
-    return _kept_bytes(header) + _packed_bytes(header.spec, dtype)
+    return _kept_bytes(header) + _packed_bytes(header, dtype)
 
 
 def peak_bytes(header: CheckpointHeader, dtypes: tuple[str, ...], num_probe_tokens: int) -> int:
     """What loading takes: the weights packed in each of these formats, and the comparison of two."""
     sources = sum(t.array_bytes for slot, t in header.stored().items() if slot in TABLES or t.is_widened)
-    total = sources + sum(_packed_bytes(header.spec, dtype) for dtype in dtypes)
+    total = sources + sum(_packed_bytes(header, dtype) for dtype in dtypes)
     if kernels.isa()[0] == "reference":
         # NumPy quantizes a matrix in several steps, each with an array of its own.
         total += max(24 * rows * columns for rows, columns in _packed_shapes(header.spec))
@@ -84,10 +83,16 @@ def _kept_bytes(header: CheckpointHeader) -> int:
     )
 
 
-def _packed_bytes(spec: DecoderSpec, dtype: str) -> int:
+def _packed_bytes(header: CheckpointHeader, dtype: str) -> int:
     is_reference = kernels.isa()[0] == "reference"
     packed = _packed_in_numpy if is_reference else _packed_in_panels
-    return sum(packed(rows, columns, dtype) for rows, columns in _packed_shapes(spec))
+    matrices = sum(packed(rows, columns, dtype) for rows, columns in _packed_shapes(header.spec))
+    return matrices if is_reference else matrices + _norm_bytes(header)
+
+
+def _norm_bytes(header: CheckpointHeader) -> int:
+    slots = (slot.rpartition(".")[0] for slot in header.sources)
+    return 4 * header.spec.hidden_size * sum(slot.endswith("norm") for slot in slots)
 
 
 def _packed_in_panels(rows: int, columns: int, dtype: str) -> int:

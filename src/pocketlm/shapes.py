@@ -19,7 +19,6 @@ from pocketlm.hub import BUNDLED, SHAPE_PREFIX
 from pocketlm.models import CheckpointHeader, gpt2
 from pocketlm.models.checkpoint_file import CheckpointFile, StoredTensor
 from pocketlm.models.config_file import ConfigFile
-from pocketlm.models.weight_map import weight_shape
 
 # The fields of their config.json in which they differ.
 SHAPES = {
@@ -45,7 +44,7 @@ def shape_header(name: str) -> CheckpointHeader:
     spec = gpt2.read_spec(config)
     sources = gpt2.tensor_sources(config, spec.num_layers, names=frozenset())
     stored = {
-        source.name: weight_shape(spec, slot) for slot, source in sources.items() if not source.is_transposed
+        source.name: spec.weight_shape(slot) for slot, source in sources.items() if not source.is_transposed
     }
     return CheckpointHeader(
         folder=BUNDLED,  # for its tokenizer

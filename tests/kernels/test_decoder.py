@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from random_model import random_spec, random_weights
 
 from pocketlm import kernels
@@ -156,6 +159,71 @@ def test_bad_weights_are_refused_by_name(problem: str) -> None:
         weights["layers.1.up.weight"] = weights["layers.1.up.weight"].astype(np.float64)
     with pytest.raises(ValueError, match=r"layers\.1\.up\.weight"):
         kernels.create_decoder(spec, weights, dtype="int8", num_threads=1, isa_name=COMPILED_ISAS[0])
+
+
+def misaligned(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy that begins 4 bytes after a multiple of 64."""
+    memory = np.empty(array.nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + 4
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@needs_core
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("layers.0.qkv.weight", None, "missing"),
+        ("layers.0.qkv.bias", None, "missing"),
+        ("layers.1.mlp_norm.weight", None, "missing"),
+        ("head.weight", lambda panels: panels[:-1], "expected"),
+        ("layers.0.down.bias", lambda bias: bias[:-1], "expected"),
+        ("position_embedding", lambda table: table[1:], "expected"),
+        ("layers.0.up.weight", lambda panels: np.asfortranarray(panels), "not contiguous"),
+        ("layers.0.up.weight", misaligned, "multiple of 64"),
+        ("layers.0.up.weight", lambda panels: panels.view(np.int8), "dtype"),
+        ("final_norm.weight", lambda weight: weight.astype(np.float64), "dtype"),
+    ],
+)
+def test_packed_weights_are_checked(name: str, change: Any, problem: str, dtype: str) -> None:
+    """They may come from a file."""
+    from pocketlm.kernels import compiled
+
+    spec = random_spec(vocab_size=300)
+    packed = compiled.pack(spec, random_weights(spec), dtype=dtype, num_threads=1)
+    arrays = dict(packed.arrays)
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = change(arrays[name])
+    bad = compiled.PackedWeights(dtype, arrays)
+    with pytest.raises(ValueError, match=rf"weight {re.escape(name)} .*{problem}"):
+        compiled.Decoder(spec, bad, num_threads=1, isa=COMPILED_ISAS[0])
+
+
+@needs_core
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_packed_weights_are_viewed_and_kept_alive(dtype: str) -> None:
+    from pocketlm.kernels import compiled
+
+    spec = random_spec()
+    packed = compiled.pack(spec, random_weights(spec), dtype=dtype, num_threads=1)
+    arrays = {name: array.copy() for name, array in packed.arrays.items()}
+    for name in spec.matrix_shapes():
+        arrays[name] = packed.arrays[name]  # where a decoder wants it
+    steps = ragged_batch(spec, np.random.default_rng(1), [5, 9])
+    expected, found = (
+        compiled.Decoder(spec, compiled.PackedWeights(dtype, each), num_threads=1, isa=COMPILED_ISAS[0])
+        for each in (packed.arrays, arrays)
+    )
+    norm = arrays["final_norm.weight"]
+    del packed, arrays
+    gc.collect()
+    np.testing.assert_array_equal(run(found, steps, 2), run(expected, steps, 2))
+    norm[:] = np.nan
+    assert np.isnan(run(found, steps, 2)).all()
 
 
 @pytest.mark.parametrize("isa", kernels.available_isas())

@@ -131,4 +131,5 @@ def create_decoder(
     name = isa_name or isa()[0]
     if name == "reference":
         return reference.Decoder(spec, weights, dtype=dtype, num_threads=num_threads)
-    return compiled.Decoder(spec, weights, dtype=dtype, num_threads=num_threads, isa=name)
+    packed = compiled.pack(spec, weights, dtype=dtype, num_threads=num_threads)
+    return compiled.Decoder(spec, packed, num_threads=num_threads, isa=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pocketlm.kernels.inputs import (
     SamplingInputs,
     SamplingOutputs,
 )
-from pocketlm.kernels.spec import DecoderSpec
+from pocketlm.kernels.spec import TABLES, DecoderSpec
 
 assert _core.BLOCK_SIZE == BLOCK_SIZE
 
@@ -30,22 +31,48 @@ def available_isas() -> tuple[str, ...]:
     return tuple(_core.available_isas())
 
 
-class Decoder:
-    def __init__(
-        self,
-        spec: DecoderSpec,
-        weights: Mapping[str, NDArray[Any]],
-        *,
-        dtype: str,
-        num_threads: int,
-        isa: str,
-    ) -> None:
-        self.spec, self.dtype, self.num_threads = spec, dtype, num_threads
-        self._core = _core.Decoder(spec, dict(weights), dtype, num_threads, isa)
+@dataclass(frozen=True)
+class PackedWeights:
+    """Weights as the core takes them, see spec.py. It views the arrays and never writes to them."""
+
+    dtype: str
+    arrays: Mapping[str, NDArray[Any]]
 
     @property
-    def weights_bytes(self) -> int:
-        return self._core.weights_bytes
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def pack(
+    spec: DecoderSpec, weights: Mapping[str, NDArray[Any]], *, dtype: str, num_threads: int
+) -> PackedWeights:
+    """Pack a dict of weights. ValueError if one is of the wrong shape or dtype."""
+    matrices = spec.matrix_shapes()
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, weight in weights.items():
+        if weight.shape != spec.weight_shape(name):
+            expected = list(spec.weight_shape(name))
+            raise ValueError(f"weight {name} has shape {list(weight.shape)}, expected {expected}")
+        slot, _, kind = name.rpartition(".")
+        if name in TABLES:
+            arrays[name] = weight
+        elif name in matrices:
+            parts = _core.pack_matrix(name, weight, dtype, num_threads)
+            arrays.update(zip((name, f"{slot}.scales"), parts, strict=False))
+            num_columns = -(-weight.shape[1] // _core.PANEL_COLUMNS) * _core.PANEL_COLUMNS
+            bias = np.zeros(num_columns, np.float32)
+            bias[: weight.shape[1]] = weights.get(f"{slot}.bias", 0)
+            arrays[f"{slot}.bias"] = bias
+        elif kind == "weight" or f"{slot}.weight" not in matrices:  # a norm's
+            arrays[name] = np.array(weight, np.float32)
+    return PackedWeights(dtype, arrays)
+
+
+class Decoder:
+    def __init__(self, spec: DecoderSpec, weights: PackedWeights, *, num_threads: int, isa: str) -> None:
+        self.spec, self.dtype, self.num_threads = spec, weights.dtype, num_threads
+        self.weights_bytes = weights.num_bytes
+        self._core = _core.Decoder(spec, dict(weights.arrays), weights.dtype, num_threads, isa)
 
     def new_kv_cache(self, num_blocks: int) -> _core.KVCache:
         return self._core.new_kv_cache(num_blocks)

@@ -19,6 +19,10 @@ The weights are a dict of arrays, float32 or float16, matrices as [inputs, outpu
 
 V vocabulary, E hidden size, H heads, G key-value heads, D head size, I intermediate size,
 P positions, L layers.
+
+The compiled core takes them packed: for each matrix `.weight` in panels (csrc/kernels.h has the layouts),
+`.scales` with some number formats, and a `.bias`, zero where there was none; norms in float32; the tables
+as they are.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ ACTIVATIONS = (
     "tanh",
 )
 NORMS = ("layer", "rms")
+TABLES = ("token_embedding", "position_embedding")  # looked up as they are stored, never packed
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,18 @@ class DecoderSpec:
     @property
     def qkv_size(self) -> int:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    def weight_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of the weights above, whether this spec has it or not."""
+        matrices = self.matrix_shapes()
+        if name in matrices:
+            return matrices[name]
+        if name == "position_embedding":
+            return (self.max_positions + self.position_offset, self.hidden_size)
+        matrix = name.removesuffix("bias") + "weight"
+        if matrix in matrices:  # its bias
+            return (matrices[matrix][1],)
+        return (self.hidden_size,)  # a norm
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """The shape of every matrix the spec calls for, by the name of its weight."""

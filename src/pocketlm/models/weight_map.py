@@ -26,22 +26,9 @@ def read_weights(
     """The weights by slot, on the file's memory map: a transposed one is a view with other strides."""
     weights = {}
     for slot, source in sources.items():
-        shape = weight_shape(spec, slot)
+        shape = spec.weight_shape(slot)
         if source.is_transposed:
             weights[slot] = file.tensor(source.name, shape[::-1]).T
         else:
             weights[slot] = file.tensor(source.name, shape)
     return weights
-
-
-def weight_shape(spec: DecoderSpec, slot: str) -> tuple[int, ...]:
-    """The shape of a slot's weight, matrices as [inputs, outputs]."""
-    matrices = spec.matrix_shapes()
-    if slot in matrices:
-        return matrices[slot]
-    if slot == "position_embedding":
-        return (spec.max_positions + spec.position_offset, spec.hidden_size)
-    matrix = slot.removesuffix("bias") + "weight"
-    if matrix in matrices:  # its bias
-        return (matrices[matrix][1],)
-    return (spec.hidden_size,)  # a norm
