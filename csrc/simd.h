@@ -37,7 +37,8 @@ static inline f32x load(const float* p) {
   return v;
 }
 static inline void store(float* p, f32x v) { std::memcpy(p, &v, sizeof v); }
-static inline f32x broadcast(float value) { return f32x{} + value; }
+// value - 0 is value, -0 too, so nothing is computed; value + 0 would cost an addition each time.
+static inline f32x broadcast(float value) { return value - f32x{}; }
 
 // The first n lanes (n < kLanes); the others load as `rest`, and are not stored.
 static inline f32x load_some(const float* p, int n, float rest) {
