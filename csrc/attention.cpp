@@ -1,4 +1,4 @@
-// Attention of one query and one head over its paged keys and values.
+// Attention of the queries of one head over its paged keys and values.
 //
 //   scores[p] = scale * sum over d of q[d] * K[p][d]      p = 0 to length - 1
 //   out[d]    = sum over p of softmax(scores)[p] * V[p][d]
@@ -6,80 +6,185 @@
 // Keys lie transposed in their blocks, so that the scores of 16 positions are computed side by side and
 // each is one chain in the order of d; the values are summed in the order of p. Neither depends on where
 // a prompt was cut into chunks, nor on the queries beside this one.
-// Cost: 2 * D' * bytes per position, read once per query head.
+//
+// Cost: 2 * D' * bytes per position, read once for up to kMaxQueries queries. A single query (decode) waits
+// for memory, so it asks for its values while it reads the keys, and for the keys of the next head, which
+// lie behind its own, while it reads the values.
 #include "simd.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
 constexpr int kVectorsPerBlock = kBlockSize / kLanes;
+constexpr int kSums = kLanes == 16 ? 16 : 8;  // vectors that fit in registers beside the rest
+constexpr int kTallest = kLanes / 2;          // queries in one pass
+static_assert(kTallest <= kMaxQueries);
 
-// Scores of kBlocks blocks at once: their chains are independent and hide each other's latency.
-template <int kBlocks, class Element>
-static void score(const float* q, const HeadBlocks<Element>& head, int block, int head_dim, float scale,
+static constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+// Scores of kBlocks blocks at once, [block][query][16]: their chains are independent and hide each other's
+// latency.
+template <int kQueries, int kBlocks, class Element>
+static void score(const Query* queries, const HeadBlocks<Element>& head, int block, int head_dim, float scale,
                   float* scores) {
-  f32x sums[kBlocks][kVectorsPerBlock] = {};
-  const Element* keys[kBlocks];
-  for (int b = 0; b < kBlocks; ++b) keys[b] = head.keys + head.block_table[block + b] * head.block_stride;
+  f32x sums[kQueries][kBlocks][kVectorsPerBlock] = {};
+  const Element *keys[kBlocks], *values[kBlocks];
+  for (int b = 0; b < kBlocks; ++b) {
+    const int64_t offset = head.block_table[block + b] * head.block_stride;
+    keys[b] = head.keys + offset;
+    values[b] = head.values + offset;
+  }
   for (int d = 0; d < head_dim; ++d) {
-    const f32x query = broadcast(q[d]);
-    for (int b = 0; b < kBlocks; ++b)
-      for (int v = 0; v < kVectorsPerBlock; ++v)
-        sums[b][v] = fma(query, load(keys[b] + d * kBlockSize + v * kLanes), sums[b][v]);
+    for (int b = 0; b < kBlocks; ++b) {
+      if (kQueries == 1) __builtin_prefetch(values[b] + d * kBlockSize);
+      for (int v = 0; v < kVectorsPerBlock; ++v) {
+        const f32x key = load(keys[b] + d * kBlockSize + v * kLanes);
+        for (int i = 0; i < kQueries; ++i)
+          sums[i][b][v] = fma(broadcast(queries[i].values[d]), key, sums[i][b][v]);
+      }
+    }
   }
   for (int b = 0; b < kBlocks; ++b)
-    for (int v = 0; v < kVectorsPerBlock; ++v)
-      store(scores + (block + b) * kBlockSize + v * kLanes, sums[b][v] * scale);
+    for (int i = 0; i < kQueries; ++i)
+      for (int v = 0; v < kVectorsPerBlock; ++v)
+        store(scores + ((block + b) * kQueries + i) * kBlockSize + v * kLanes, sums[i][b][v] * scale);
 }
 
-// kVectors vectors of the output, from entry d on.
-template <int kVectors, class Element>
-static void mix(const float* shares, const HeadBlocks<Element>& head, int length, int stride, int d,
-                float inverse_total, float* out) {
-  f32x sums[kVectors] = {};
-  for (int p = 0; p < length; ++p) {
-    const Element* value =
-        head.values + head.block_table[p / kBlockSize] * head.block_stride + p % kBlockSize * stride + d;
-    const f32x share = broadcast(shares[p]);
-    for (int v = 0; v < kVectors; ++v) sums[v] = fma(share, load(value + v * kLanes), sums[v]);
+// e^(score - peak) in place of one query's scores, which are kStride apart from block to block; 1 / their
+// sum.
+template <int kStride>
+static float softmax(float* scores, int length) {
+  const int num_blocks = round_up(length, kBlockSize) / kBlockSize;
+  for (int p = length; p < num_blocks * kBlockSize; ++p)
+    scores[(num_blocks - 1) * kStride + p % kBlockSize] = -INFINITY;
+  f32x top = broadcast(-INFINITY);
+  for (int b = 0; b < num_blocks; ++b)
+    for (int v = 0; v < kBlockSize; v += kLanes) top = max(load(scores + b * kStride + v), top);
+  const float peak = largest(top);
+  f32x total = {};
+  for (int b = 0; b < num_blocks; ++b) {
+    for (int v = 0; v < kBlockSize; v += kLanes) {
+      const f32x share = exp(load(scores + b * kStride + v) - peak);
+      store(scores + b * kStride + v, share);
+      total += share;
+    }
   }
-  for (int v = 0; v < kVectors; ++v) store(out + d + v * kLanes, sums[v] * inverse_total);
+  return 1.0f / sum(total);
+}
+
+// kVectors vectors of the outputs, from entry d on. No query touches a value beyond its own length: what
+// lies there may be anything, and not even its product with 0 is safe.
+template <int kQueries, int kVectors, class Element>
+static void mix(const Query* queries, const HeadBlocks<Element>& head, int shortest, int longest,
+                int head_dim, int d, const float* shares, const float* inverse_totals) {
+  const int width = padded_head_dim(head_dim);
+  f32x sums[kQueries][kVectors] = {};
+  for (int first = 0; first < longest; first += kBlockSize, shares += kQueries * kBlockSize) {
+    const int64_t offset = head.block_table[first / kBlockSize] * head.block_stride + d;
+    const Element* values = head.values + offset;
+    const Element* next_keys = head.keys + offset + kBlockSize * width;
+    int p = 0;
+    for (; p < kBlockSize && first + p < shortest; ++p) {
+      f32x value[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        if (kQueries == 1) __builtin_prefetch(next_keys + p * width + v * kLanes);
+        value[v] = load(values + p * width + v * kLanes);
+      }
+      for (int i = 0; i < kQueries; ++i) {
+        const f32x share = broadcast(shares[i * kBlockSize + p]);
+        for (int v = 0; v < kVectors; ++v) sums[i][v] = fma(share, value[v], sums[i][v]);
+      }
+    }
+    if (kQueries == 1 || p == kBlockSize) continue;
+    for (int i = 0; i < kQueries; ++i) {  // those that go on where the shortest ended
+      for (int q = p; q < kBlockSize && first + q < queries[i].length; ++q) {
+        const f32x share = broadcast(shares[i * kBlockSize + q]);
+        for (int v = 0; v < kVectors; ++v)
+          sums[i][v] = fma(share, load(values + q * width + v * kLanes), sums[i][v]);
+      }
+    }
+  }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int entry = d + v * kLanes, left = head_dim - entry;
+      const f32x mixed = sums[i][v] * inverse_totals[i];
+      if (left >= kLanes)
+        store(queries[i].out + entry, mixed);
+      else if (left > 0)
+        store_some(queries[i].out + entry, mixed, left);
+    }
+  }
+}
+
+template <int kQueries, class Element>
+static void attend_together(const Query* queries, const HeadBlocks<Element>& head, int head_dim, float scale,
+                            float* scores) {
+  int shortest = queries[0].length, longest = shortest;
+  for (int i = 1; i < kQueries; ++i) {
+    const int length = queries[i].length;
+    shortest = length < shortest ? length : shortest;
+    longest = length > longest ? length : longest;
+  }
+  const int num_blocks = round_up(longest, kBlockSize) / kBlockSize;
+  constexpr int kChains = kSums / kQueries;
+  constexpr int kBlocks = kChains < kVectorsPerBlock ? 1 : smaller(4, kChains / kVectorsPerBlock);
+  int block = 0;
+  for (; block + kBlocks <= num_blocks; block += kBlocks)
+    score<kQueries, kBlocks>(queries, head, block, head_dim, scale, scores);
+  for (; block < num_blocks; ++block) score<kQueries, 1>(queries, head, block, head_dim, scale, scores);
+
+  float inverse_totals[kQueries];
+  for (int i = 0; i < kQueries; ++i)
+    inverse_totals[i] = softmax<kQueries * kBlockSize>(scores + i * kBlockSize, queries[i].length);
+
+  constexpr int kVectors = smaller(4, kChains);
+  int d = 0;
+  for (; d + kVectors * kLanes <= padded_head_dim(head_dim); d += kVectors * kLanes)
+    mix<kQueries, kVectors>(queries, head, shortest, longest, head_dim, d, scores, inverse_totals);
+  for (; d < head_dim; d += kLanes)
+    mix<kQueries, 1>(queries, head, shortest, longest, head_dim, d, scores, inverse_totals);
+}
+
+// As many queries together as there are, then half as many, and so on.
+template <int kQueries, class Element>
+static void attend(const Query* queries, int num_queries, const HeadBlocks<Element>& head, int head_dim,
+                   float scale, float* scores) {
+  int i = 0;
+  for (; i + kQueries <= num_queries; i += kQueries)
+    attend_together<kQueries>(queries + i, head, head_dim, scale, scores);
+  if constexpr (kQueries > 1)
+    attend<kQueries / 2>(queries + i, num_queries - i, head, head_dim, scale, scores);
+}
+
+void attend_f32(const Query* queries, int num_queries, const HeadBlocks<float>& head, int head_dim,
+                float scale, float* scores) {
+  attend<kTallest>(queries, num_queries, head, head_dim, scale, scores);
+}
+
+void attend_f16(const Query* queries, int num_queries, const HeadBlocks<uint16_t>& head, int head_dim,
+                float scale, float* scores) {
+  attend<kTallest>(queries, num_queries, head, head_dim, scale, scores);
 }
 
 template <class Element>
-static void attend(const float* q, const HeadBlocks<Element>& head, int head_dim, int length, float scale,
-                   float* scores, float* out) {
-  const int num_blocks = (length + kBlockSize - 1) / kBlockSize;
-  int block = 0;
-  for (; block + 4 <= num_blocks; block += 4) score<4>(q, head, block, head_dim, scale, scores);
-  for (; block < num_blocks; ++block) score<1>(q, head, block, head_dim, scale, scores);
-  const int padded = num_blocks * kBlockSize;
-  for (int p = length; p < padded; ++p) scores[p] = -INFINITY;
-
-  f32x top = broadcast(-INFINITY);
-  for (int p = 0; p < padded; p += kLanes) top = max(load(scores + p), top);
-  const float peak = largest(top);
-  f32x total = {};
-  for (int p = 0; p < padded; p += kLanes) {
-    const f32x share = exp(load(scores + p) - peak);
-    store(scores + p, share);
-    total += share;
+static void keep(const float* key, const float* value, int head_dim, int row, Element* keys,
+                 Element* values) {
+  values += row * padded_head_dim(head_dim);
+  for (int d = 0; d < head_dim; d += kLanes) {
+    const int width = smaller(kLanes, head_dim - d);
+    Element entries[kLanes];
+    store(entries, width == kLanes ? load(key + d) : load_some(key + d, width, 0.0f));
+    for (int i = 0; i < width; ++i) keys[(d + i) * kBlockSize + row] = entries[i];
+    // What a value row has beyond the head's size is 0 and stays so.
+    store(values + d, width == kLanes ? load(value + d) : load_some(value + d, width, 0.0f));
   }
-  const float inverse_total = 1.0f / sum(total);
-
-  const int width = padded_head_dim(head_dim);
-  int d = 0;
-  for (; d + 4 * kLanes <= width; d += 4 * kLanes) mix<4>(scores, head, length, width, d, inverse_total, out);
-  for (; d < width; d += kLanes) mix<1>(scores, head, length, width, d, inverse_total, out);
 }
 
-void attend_f32(const float* q, const HeadBlocks<float>& head, int head_dim, int length, float scale,
-                float* scores, float* out) {
-  attend(q, head, head_dim, length, scale, scores, out);
+void keep_f32(const float* key, const float* value, int head_dim, int row, float* keys, float* values) {
+  keep(key, value, head_dim, row, keys, values);
 }
 
-void attend_f16(const float* q, const HeadBlocks<uint16_t>& head, int head_dim, int length, float scale,
-                float* scores, float* out) {
-  attend(q, head, head_dim, length, scale, scores, out);
+void keep_f16(const float* key, const float* value, int head_dim, int row, uint16_t* keys, uint16_t* values) {
+  keep(key, value, head_dim, row, keys, values);
 }
 
 }  // namespace pocketlm::POCKETLM_ISA

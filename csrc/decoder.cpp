@@ -7,13 +7,12 @@ namespace pocketlm {
 
 namespace {
 
-constexpr int kRowsPerTask = 8;    // for work done row by row
-constexpr int kRowsPerPanel = 96;  // rows that pass a weight panel before another thread may take over
+constexpr int kRowsPerTask = 8;  // for work done row by row
+constexpr int kQueriesPerTask = 16;
+constexpr int kTasksPerThread = 16;  // at least, where there is enough to do
+constexpr int kRowsPerPanel = 96;    // rows that pass a weight panel before another thread may take over
 
 int num_pieces(int size, int piece) { return (size + piece - 1) / piece; }
-
-void put(float value, float* place) { *place = value; }
-void put(float value, uint16_t* place) { *place = float_to_half(value); }
 
 }  // namespace
 
@@ -35,18 +34,16 @@ Decoder::Decoder(const Spec& spec, const Weights& weights, int num_threads, cons
   samplers_.resize(pool_.num_threads(), Sampler(kernels, spec.vocab_size));
   scratch_.resize(pool_.num_threads());
   for (Scratch& scratch : scratch_) {
-    scratch.scores = Buffer<float>(round_up(spec.max_positions, kBlockSize));
-    scratch.out = Buffer<float>(padded_head_dim(spec.head_dim));
+    scratch.scores =
+        Buffer<float>(static_cast<int64_t>(kMaxQueries) * round_up(spec.max_positions, kBlockSize));
+    scratch.queries.resize(kMaxQueries * (spec.num_heads / spec.num_kv_heads));
   }
 }
 
 void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
   std::lock_guard lock(mutex_);
   const int num_tokens = batch.num_tokens;
-  sequence_of_.resize(num_tokens);
-  for (int s = 0; s < batch.num_sequences; ++s)
-    std::fill(sequence_of_.begin() + batch.query_starts[s], sequence_of_.begin() + batch.query_starts[s + 1],
-              s);
+  plan_attention(batch);
   embed(batch);
   prepare_rotation(batch);
 
@@ -153,31 +150,42 @@ void Decoder::linear(const Matrix& matrix, const float* x, int num_rows, float* 
   });
 }
 
+// Tokens of one sequence share a pass over its keys and values. A task is some of them and some heads: long
+// enough to be worth taking, short enough that all threads have some.
+void Decoder::plan_attention(const Batch& batch) {
+  const int num_heads = spec_.num_kv_heads;
+  const int fair_share = batch.num_tokens * num_heads / (kTasksPerThread * pool_.num_threads());
+  attention_tasks_.clear();
+  for (int s = 0; s < batch.num_sequences; ++s) {
+    const int start = batch.query_starts[s], end = batch.query_starts[s + 1];
+    const int tallest = std::clamp(end - start, 1, kMaxQueries);
+    const int heads = std::clamp(std::min(fair_share, kQueriesPerTask) / tallest, 1, num_heads);
+    for (int h = 0; h < num_heads; h += heads)
+      for (int t = start; t < end; t += kMaxQueries)
+        attention_tasks_.push_back({s, t, std::min(kMaxQueries, end - t), h, std::min(heads, num_heads - h)});
+  }
+}
+
 void Decoder::store_keys_and_values(const Batch& batch, int layer, KVCache& cache) {
   const int head_dim = spec_.head_dim, num_heads = spec_.num_heads, num_kv_heads = spec_.num_kv_heads;
-  const int width = padded_head_dim(head_dim);
   pool_.run(num_pieces(batch.num_tokens, kRowsPerTask), [&](int task, int) {
     const int end = std::min(batch.num_tokens, (task + 1) * kRowsPerTask);
     for (int t = task * kRowsPerTask; t < end; ++t) {
       float* query = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size();
-      float* key = query + static_cast<int64_t>(num_heads) * head_dim;
+      const float* key = query + static_cast<int64_t>(num_heads) * head_dim;
       const float* value = key + static_cast<int64_t>(num_kv_heads) * head_dim;
       if (!spec_.rotary_frequencies.empty()) rotate(query, num_heads + num_kv_heads, t);
-      const int64_t block = batch.slot_mapping[t] / kBlockSize, row = batch.slot_mapping[t] % kBlockSize;
-      const auto write = [&](auto* keys, auto* values) {
-        for (int g = 0; g < num_kv_heads; ++g) {
-          const int64_t head =
-              layer * cache.layer_stride_ + block * cache.block_stride_ + g * cache.head_size_;
-          for (int d = 0; d < head_dim; ++d) {
-            put(key[g * head_dim + d], keys + head + d * kBlockSize + row);
-            put(value[g * head_dim + d], values + head + row * width + d);
-          }
-        }
-      };
-      if (weights_.dtype == Dtype::kFloat32)
-        write(cache.floats_[0].data(), cache.floats_[1].data());
-      else
-        write(cache.halves_[0].data(), cache.halves_[1].data());
+      const int64_t block = batch.slot_mapping[t] / kBlockSize;
+      const int row = batch.slot_mapping[t] % kBlockSize;
+      for (int g = 0; g < num_kv_heads; ++g, key += head_dim, value += head_dim) {
+        const int64_t place = cache.start_of(layer, g) + block * cache.block_stride_;
+        if (weights_.dtype == Dtype::kFloat32)
+          kernels_.keep_f32(key, value, head_dim, row, cache.floats_[0].data() + place,
+                            cache.floats_[1].data() + place);
+        else
+          kernels_.keep_f16(key, value, head_dim, row, cache.halves_[0].data() + place,
+                            cache.halves_[1].data() + place);
+      }
     }
   });
 }
@@ -185,30 +193,29 @@ void Decoder::store_keys_and_values(const Batch& batch, int layer, KVCache& cach
 void Decoder::attend(const Batch& batch, int layer, const KVCache& cache) {
   const int head_dim = spec_.head_dim, num_heads = spec_.num_heads;
   const int heads_per_kv_head = num_heads / spec_.num_kv_heads;
-  pool_.run(batch.num_tokens * spec_.num_kv_heads, [&](int task, int thread) {
-    const int t = task / spec_.num_kv_heads, g = task % spec_.num_kv_heads;
-    const int64_t offset = layer * cache.layer_stride_ + g * cache.head_size_;
-    const int32_t* block_table =
-        batch.block_tables + static_cast<int64_t>(sequence_of_[t]) * batch.max_blocks;
-    Scratch& scratch = scratch_[thread];
-    for (int h = g * heads_per_kv_head; h < (g + 1) * heads_per_kv_head; ++h) {
-      const float* query = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size() + h * head_dim;
-      const int length = batch.positions[t] + 1;
-      const float scale = spec_.attention_scales[layer];
-      if (weights_.dtype == Dtype::kFloat32) {
-        const HeadBlocks<float> blocks = {cache.floats_[0].data() + offset, cache.floats_[1].data() + offset,
-                                          cache.block_stride_, block_table};
-        kernels_.attend_f32(query, blocks, head_dim, length, scale, scratch.scores.data(),
-                            scratch.out.data());
-      } else {
-        const HeadBlocks<uint16_t> blocks = {cache.halves_[0].data() + offset,
-                                             cache.halves_[1].data() + offset, cache.block_stride_,
-                                             block_table};
-        kernels_.attend_f16(query, blocks, head_dim, length, scale, scratch.scores.data(),
-                            scratch.out.data());
-      }
-      std::copy_n(scratch.out.data(), head_dim,
-                  attended_.data() + (static_cast<int64_t>(t) * num_heads + h) * head_dim);
+  const float scale = spec_.attention_scales[layer];
+  pool_.run(static_cast<int>(attention_tasks_.size()), [&](int index, int thread) {
+    const AttentionTask& task = attention_tasks_[index];
+    const int32_t* block_table = batch.block_tables + static_cast<int64_t>(task.sequence) * batch.max_blocks;
+    Query* queries = scratch_[thread].queries.data();
+    float* scores = scratch_[thread].scores.data();
+    for (int g = task.first_head; g < task.first_head + task.num_heads; ++g) {
+      int num_queries = 0;
+      for (int64_t t = task.first_token; t < task.first_token + task.num_tokens; ++t)
+        for (int h = g * heads_per_kv_head; h < (g + 1) * heads_per_kv_head; ++h)
+          queries[num_queries++] = {qkv_.data() + t * spec_.qkv_size() + h * head_dim, batch.positions[t] + 1,
+                                    attended_.data() + (t * num_heads + h) * head_dim};
+      const int64_t start = cache.start_of(layer, g);
+      if (weights_.dtype == Dtype::kFloat32)
+        kernels_.attend_f32(queries, num_queries,
+                            {cache.floats_[0].data() + start, cache.floats_[1].data() + start,
+                             cache.block_stride_, block_table},
+                            head_dim, scale, scores);
+      else
+        kernels_.attend_f16(queries, num_queries,
+                            {cache.halves_[0].data() + start, cache.halves_[1].data() + start,
+                             cache.block_stride_, block_table},
+                            head_dim, scale, scores);
     }
   });
 }

@@ -58,6 +58,7 @@ class KVCache {
 
  private:
   friend class Decoder;
+  int64_t start_of(int layer, int head) const { return layer * layer_stride_ + head * head_size_; }
   int num_blocks_;
   int64_t head_size_, block_stride_, layer_stride_;  // in elements
   Buffer<float> floats_[2];                          // keys, values
@@ -91,7 +92,11 @@ class Decoder {
 
  private:
   struct Scratch {  // of one thread
-    Buffer<float> scores, out;
+    Buffer<float> scores;
+    std::vector<Query> queries;
+  };
+  struct AttentionTask {  // heads are key-value heads
+    int sequence, first_token, num_tokens, first_head, num_heads;
   };
 
   void embed(const Batch& batch);
@@ -99,6 +104,7 @@ class Decoder {
   void norm_rows(const NormWeights& weights, const float* x, int num_rows, float* out);
   void linear(const Matrix& matrix, const float* x, int num_rows, float* out,
               Activation activation = Activation::kNone, Combine combine = Combine::kStore);
+  void plan_attention(const Batch& batch);
   void store_keys_and_values(const Batch& batch, int layer, KVCache& cache);
   void attend(const Batch& batch, int layer, const KVCache& cache);
   void mlp(const LayerWeights& layer, const float* x, int num_rows);
@@ -112,7 +118,7 @@ class Decoder {
 
   std::vector<Sampler> samplers_;  // one a thread
   std::vector<Scratch> scratch_;
-  std::vector<int32_t> sequence_of_;                    // [T]
+  std::vector<AttentionTask> attention_tasks_;          // of this batch, the same in every layer
   Buffer<float> x_, normed_, qkv_, attended_, hidden_;  // [T, E], [T, E], [T, qkv], [T, H * D], [T, I]
   Buffer<float> cos_, sin_;                             // [T, rotary dimensions / 2]
   Buffer<int8_t> quantized_;

@@ -15,6 +15,7 @@ namespace pocketlm {
 
 constexpr int kPanelColumns = 64;
 constexpr int kBlockSize = 16;  // positions in a KV block
+constexpr int kMaxQueries = 8;  // that share one pass over keys and values
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int padded_head_dim(int head_dim) { return round_up(head_dim, kBlockSize); }
@@ -51,6 +52,13 @@ struct HeadBlocks {
   const int32_t* block_table;
 };
 
+// One head of one token: it attends to the first `length` positions.
+struct Query {
+  const float* values;  // [head_dim]
+  int length;
+  float* out;  // [head_dim]
+};
+
 struct Kernels {
   const char* isa;
 
@@ -66,12 +74,16 @@ struct Kernels {
   // One row of n to 8 bits; a row with a NaN or an infinity gets a scale of NaN. Pads to a multiple of 4.
   void (*quantize)(const float* x, int n, int8_t* values, float* scale, int32_t* sum);
 
-  // softmax(scale * q K) V over the first `length` positions. `scores` has room for them, rounded up to
-  // a block; `out` has room for the head size rounded up to 16.
-  void (*attend_f32)(const float* q, const HeadBlocks<float>& blocks, int head_dim, int length, float scale,
-                     float* scores, float* out);
-  void (*attend_f16)(const float* q, const HeadBlocks<uint16_t>& blocks, int head_dim, int length,
-                     float scale, float* scores, float* out);
+  // One position's key and value of one head into row `row` of a block.
+  void (*keep_f32)(const float* key, const float* value, int head_dim, int row, float* keys, float* values);
+  void (*keep_f16)(const float* key, const float* value, int head_dim, int row, uint16_t* keys,
+                   uint16_t* values);
+  // out = softmax(scale * q K) V of each query. `scores` has room for kMaxQueries times the longest
+  // length, rounded up to a block.
+  void (*attend_f32)(const Query* queries, int num_queries, const HeadBlocks<float>& blocks, int head_dim,
+                     float scale, float* scores);
+  void (*attend_f16)(const Query* queries, int num_queries, const HeadBlocks<uint16_t>& blocks, int head_dim,
+                     float scale, float* scores);
 
   // Passes over a row of logits [n].
   bool (*all_finite)(const float* x, int n);

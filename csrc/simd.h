@@ -90,6 +90,17 @@ static inline f32x load(const uint16_t* half) {
 #endif
 }
 
+// To half precision: to nearest, ties to even.
+static inline void store(uint16_t* half, f32x v) {
+#if defined(__AVX512VNNI__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(half), _mm512_maskz_cvtps_ph(0xffff, v, 0));
+#elif defined(__AVX2__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(half), _mm256_cvtps_ph(v, 0));
+#else
+  for (int i = 0; i < kLanes; ++i) half[i] = float_to_half(v[i]);
+#endif
+}
+
 // Adding 1.5 * 2^23 leaves no room for a fraction: the sum rounds to an integer, ties to even, and its
 // low bits are that integer. For |v| < 2^22.
 constexpr float kRounder = 12582912.0f;

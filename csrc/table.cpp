@@ -7,8 +7,10 @@ void matmul_f32(const float*, int, const float*, int64_t, int, int, const Output
 void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void quantize(const float*, int, int8_t*, float*, int32_t*);
 void norm(Norm, const float*, const float*, const float*, float, int, float*);
-void attend_f32(const float*, const HeadBlocks<float>&, int, int, float, float*, float*);
-void attend_f16(const float*, const HeadBlocks<uint16_t>&, int, int, float, float*, float*);
+void keep_f32(const float*, const float*, int, int, float*, float*);
+void keep_f16(const float*, const float*, int, int, uint16_t*, uint16_t*);
+void attend_f32(const Query*, int, const HeadBlocks<float>&, int, float, float*);
+void attend_f16(const Query*, int, const HeadBlocks<uint16_t>&, int, float, float*);
 bool all_finite(const float*, int);
 int argmax(const float*, int);
 void shift_and_divide(const float*, int, float, float, float*);
@@ -24,6 +26,8 @@ const Kernels kKernels = {
     .matmul_i8 = matmul_i8,
     .norm = norm,
     .quantize = quantize,
+    .keep_f32 = keep_f32,
+    .keep_f16 = keep_f16,
     .attend_f32 = attend_f32,
     .attend_f16 = attend_f16,
     .all_finite = all_finite,
