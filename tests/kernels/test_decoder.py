@@ -229,7 +229,7 @@ def test_packed_weights_are_viewed_and_kept_alive(dtype: str) -> None:
 @pytest.mark.parametrize("isa", kernels.available_isas())
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 def test_one_bad_sequence_does_not_touch_the_others(dtype: str, isa: str) -> None:
-    """NaN in the embedding of one token: it and those after it have logits that are not finite, nobody else."""
+    """NaN in the embedding of one token: it and those after it are not finite, and nobody else is touched."""
     spec = random_spec()
     weights = random_weights(spec)
     steps = ragged_batch(spec, np.random.default_rng(1), [5, 9])
