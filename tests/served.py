@@ -38,6 +38,7 @@ def fake_model(decoder: FakeDecoder, **changes: Any) -> LoadedModel:
         "max_num_seqs": 8,
         "max_batch_tokens": 64,
         "prefix_caching": True,
+        "speculative_tokens": 0,
         "eos_token_ids": (),
     }
     engine = Engine(decoder, **{**settings, **changes})

@@ -166,6 +166,27 @@ def test_stream_yields_what_generate_returns(llm: LLM) -> None:
     assert [joined] == texts([stream.output])
 
 
+def test_speculation_changes_no_answer() -> None:
+    plain, fast = LLM(dtype="float32"), LLM(dtype="float32", speculative_tokens=6)
+    prompt = "Pods run containers. Pods run containers. Pods run containers. Pods"
+    for params in (
+        SamplingParams(temperature=0, max_tokens=60, logprobs=2, prompt_logprobs=1, seed=1),
+        SamplingParams(temperature=0, max_tokens=60, stop=["AllocatableResources` is"], seed=1),
+        SamplingParams(temperature=0, max_tokens=60, repetition_penalty=1.01, min_tokens=60, seed=1),
+        SamplingParams(temperature=0.3, max_tokens=60, seed=4),
+    ):
+        before = fast.model.engine.stats()
+        assert fast.generate(prompt, params) == plain.generate(prompt, params)
+        pieces, expected = fast.stream(prompt, params), plain.stream(prompt, params)
+        assert list(pieces) == list(expected)
+        assert pieces.output == expected.output
+        after = fast.model.engine.stats()
+        assert after.num_accepted_tokens > before.num_accepted_tokens
+        assert is_idle(fast.model)
+    several = SamplingParams(max_tokens=20, seed=4, n=2)
+    assert fast.generate([prompt, "Pods"], several) == plain.generate([prompt, "Pods"], several)
+
+
 def test_a_stream_left_early_frees_its_blocks(llm: LLM) -> None:
     for piece in llm.stream("Kubernetes is a", SamplingParams(n=3, max_tokens=100)):
         if piece.index == 2:

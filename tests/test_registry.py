@@ -61,6 +61,7 @@ def fake_model(name: str, *, size: int = MIB, **changes: Any) -> LoadedModel:
         max_num_seqs=8,
         max_batch_tokens=64,
         prefix_caching=True,
+        speculative_tokens=0,
     )
     fields: dict[str, Any] = {
         "name": name,

@@ -272,7 +272,8 @@ class AsyncEngine:
         started_at, cpu_before_s = time.monotonic(), self._cpu_s()
         steps = self._engine.step()
         at, cpu_s = time.monotonic(), self._cpu_s()
-        self._account(started_at, at, None if cpu_s is None or cpu_before_s is None else cpu_s - cpu_before_s)
+        step_cpu_s = None if cpu_s is None or cpu_before_s is None else cpu_s - cpu_before_s
+        self._account(started_at, at, step_cpu_s, len(steps))
         arrivals = []
         for step in steps:
             job, index = self._routes[step.seq_id]
@@ -291,11 +292,12 @@ class AsyncEngine:
         worker_cpu_s = self._engine.worker_cpu_s()
         return None if worker_cpu_s is None else worker_cpu_s + time.thread_time()
 
-    def _account(self, started_at: float, at: float, cpu_s: float | None) -> None:
+    def _account(self, started_at: float, at: float, cpu_s: float | None, num_outputs: int) -> None:
         """Who the step worked for: its time goes to them by the tokens they had in it."""
         batch = self._engine.last_batch
         num_tokens = sum(item.num_scheduled_tokens for item in batch)
-        for seq, num_scheduled_tokens in batch:
+        for item in batch:
+            seq = item.seq
             job, _ = self._routes[seq.seq_id]
             timing = job.timing
             if job.scheduled_at is None:
@@ -305,9 +307,10 @@ class AsyncEngine:
             if cpu_s is None or timing.cpu_s is None:
                 timing.cpu_s = None
             else:
-                timing.cpu_s += cpu_s * num_scheduled_tokens / num_tokens
+                timing.cpu_s += cpu_s * item.num_scheduled_tokens / num_tokens
         fading = math.exp((started_at - at) / MEMORY_OF_SPEED_S)
-        self._recent_tokens = self._recent_tokens * fading + num_tokens
+        # More outputs than scheduled tokens: a draft was right, and these are what it gave.
+        self._recent_tokens = self._recent_tokens * fading + max(num_tokens, num_outputs)
         self._recent_s = self._recent_s * fading + at - started_at
 
     def _add(self, job: Job) -> None:

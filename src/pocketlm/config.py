@@ -56,6 +56,13 @@ class EngineConfig(BaseModel):
         default=True,
         description="Keep the keys and values of finished requests for prompts that begin alike.",
     )
+    speculative_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="Most tokens guessed by prompt look-up and checked in one step, for a sequence that runs "
+        "alone; 0: off.",
+    )
     num_threads: int | None = Field(
         default=None,
         ge=1,

@@ -110,6 +110,7 @@ def _load(name: str, config: EngineConfig, available_bytes: int | None) -> Loade
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.max_batch_tokens,
         prefix_caching=config.prefix_caching,
+        speculative_tokens=config.speculative_tokens,
     )
     settings = (
         Setting("isa", isa, isa_reason),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from fake_decoder import (
     expected_prompt_logprobs,
 )
 
+from pocketlm.engine import prompt_lookup
 from pocketlm.engine.engine import Engine
 from pocketlm.engine.scheduler import PROMPT_LOGPROBS_CHUNK
 from pocketlm.errors import (
@@ -38,6 +40,7 @@ def make_engine(
     max_num_seqs: int = 8,
     max_batch_tokens: int = 64,
     prefix_caching: bool = True,
+    speculative_tokens: int = 0,
 ) -> Engine:
     return Engine(
         decoder or FakeDecoder(),
@@ -47,6 +50,7 @@ def make_engine(
         max_num_seqs=max_num_seqs,
         max_batch_tokens=max_batch_tokens,
         prefix_caching=prefix_caching,
+        speculative_tokens=speculative_tokens,
     )
 
 
@@ -162,6 +166,58 @@ def test_answers_do_not_depend_on_batch_chunks_blocks_or_cache(
     assert (stats.prefix_cache_hits > 0) == prefix_caching
 
 
+def guess_with_mistakes(requests: list[Request], rng: random.Random) -> Callable[[list[int], int], list[int]]:
+    """Stands for prompt look-up: guesses the answers to these requests, but some of the tokens wrong."""
+    texts = [request.prompt + request.expected for request in requests]
+
+    def draft(token_ids: list[int], num_tokens: int) -> list[int]:
+        following = [text[len(token_ids) :] for text in texts if text[: len(token_ids)] == token_ids]
+        guess = rng.choice(following)[: max(0, num_tokens)]
+        return [rng.randrange(VOCAB_SIZE) if rng.random() < 0.2 else token_id for token_id in guess]
+
+    return draft
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True])
+@pytest.mark.parametrize("max_num_seqs", [1, 3])
+@pytest.mark.parametrize("max_batch_tokens", [3, 16])
+def test_answers_do_not_depend_on_drafts(
+    monkeypatch: pytest.MonkeyPatch, max_batch_tokens: int, max_num_seqs: int, prefix_caching: bool
+) -> None:
+    """Requests that come and are aborted at any time, on few blocks."""
+    rng = random.Random(max_batch_tokens)
+    requests = random_requests(rng, 60)
+    monkeypatch.setattr(prompt_lookup, "draft", guess_with_mistakes(requests, rng))
+    engine = make_engine(
+        num_blocks=7,
+        max_model_len=112,
+        max_num_seqs=max_num_seqs,
+        max_batch_tokens=max_batch_tokens,
+        prefix_caching=prefix_caching,
+        speculative_tokens=6,
+    )
+    answers: dict[int, Answer] = {}
+    asked: dict[int, Request] = {}
+    remaining = list(requests)
+    while remaining or engine.has_work:
+        if remaining and rng.random() < 0.05:
+            request = remaining.pop()
+            seq_id = engine.add(request.prompt, request.params, seed=request.seed)
+            asked[seq_id], answers[seq_id] = request, Answer()
+        if answers and rng.random() < 0.02:
+            aborted = rng.choice(list(answers))
+            engine.abort(aborted)
+            del answers[aborted]
+        for output in engine.step():
+            answers[output.seq_id].add(output)
+    assert len(answers) > 20
+    for seq_id, answer in answers.items():
+        answer.check(asked[seq_id])
+    assert all_is_free(engine)
+    stats = engine.stats()
+    assert stats.num_output_tokens / 10 < stats.num_accepted_tokens < stats.num_draft_tokens
+
+
 def test_abort_at_any_step_frees_all_and_leaves_the_others_alone() -> None:
     rng = random.Random(0)
     requests = random_requests(rng, 6)
@@ -232,6 +288,7 @@ def test_eos_ends_unless_it_is_ignored() -> None:
         max_num_seqs=1,
         max_batch_tokens=8,
         prefix_caching=True,
+        speculative_tokens=0,
     )
     assert generate(engine, [1, 2, 3], SamplingParams(temperature=0, max_tokens=5)) == tokens[:2]
     ignoring = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
@@ -476,7 +533,8 @@ def test_the_last_batch_says_who_was_computed_and_what_was_found_in_the_cache() 
 
     def computed() -> list[tuple[int, int, int]]:
         return [
-            (seq.seq_id, num_tokens, seq.num_cached_at_admission) for seq, num_tokens in engine.last_batch
+            (item.seq.seq_id, item.num_scheduled_tokens, item.seq.num_cached_at_admission)
+            for item in engine.last_batch
         ]
 
     assert computed() == [(first, 40, 0)]
@@ -490,7 +548,7 @@ def test_the_last_batch_is_there_after_a_failed_step() -> None:
     engine = make_engine(FakeDecoder(errors=[RuntimeError("out of luck")]))
     seq_id = engine.add([1, 2, 3], SamplingParams(), seed=0)
     engine.step()
-    assert [(seq.seq_id, num_tokens) for seq, num_tokens in engine.last_batch] == [(seq_id, 3)]
+    assert [(item.seq.seq_id, item.num_tokens) for item in engine.last_batch] == [(seq_id, 3)]
 
 
 def test_what_was_cached_at_admission_is_kept_through_preemption() -> None:
@@ -501,7 +559,8 @@ def test_what_was_cached_at_admission_is_kept_through_preemption() -> None:
     cached = set()
     while engine.has_work:
         engine.step()
-        cached |= {seq.num_cached_at_admission for seq, _ in engine.last_batch if seq.seq_id == preempted}
+        sequences = [item.seq for item in engine.last_batch]
+        cached |= {seq.num_cached_at_admission for seq in sequences if seq.seq_id == preempted}
     assert engine.stats().num_preemptions > 0
     assert engine.stats().prefix_cache_hits > 0  # when it came back
     assert cached == {0}

@@ -15,6 +15,7 @@ import pytest
 from random_model import random_spec, random_weights
 
 from pocketlm import kernels
+from pocketlm.engine import prompt_lookup
 from pocketlm.engine.engine import Engine
 from pocketlm.outputs import FinishReason, StepOutput
 from pocketlm.sampling import SamplingParams
@@ -48,6 +49,7 @@ class Conditions:
     max_batch_tokens: int = 64
     num_blocks: int = 1000
     prefix_caching: bool = False
+    speculative_tokens: int = 0
 
 
 def random_requests(num_requests: int) -> list[Request]:
@@ -57,6 +59,8 @@ def random_requests(num_requests: int) -> list[Request]:
 
     def random_request() -> Request:
         prompt = rng.choices(vocabulary, k=rng.randint(1, rng.choice((8, 8, 60))))
+        if rng.random() < 0.3:  # repeats itself
+            prompt = (prompt[:5] * 12)[: rng.randint(1, 60)]
         if rng.random() < 0.3:  # begins like others
             prefix = rng.choice(prefixes)
             prompt = prefix + prompt[: 60 - len(prefix)]
@@ -110,6 +114,7 @@ class Bench:
             max_num_seqs=conditions.max_num_seqs,
             max_batch_tokens=conditions.max_batch_tokens,
             prefix_caching=conditions.prefix_caching,
+            speculative_tokens=conditions.speculative_tokens,
         )
 
     def run(self, engine: Engine, numbers: list[int]) -> dict[int, list[StepOutput]]:
@@ -199,6 +204,43 @@ def test_with_a_cold_and_a_warm_prefix_cache(bench: Bench) -> None:
     check(bench, engine, order=2)
     warm_hits = engine.stats().prefix_cache_hits - cold_hits
     assert 0 < cold_hits < warm_hits
+
+
+def test_with_drafts_by_prompt_lookup(bench: Bench) -> None:
+    """Sequences alone, one after the other and beside others that come and go."""
+    num_draft_tokens = num_accepted_tokens = 0
+    for order, conditions in enumerate(
+        [
+            Conditions(max_num_seqs=1, speculative_tokens=4, num_threads=2),
+            Conditions(max_num_seqs=1, speculative_tokens=9, num_blocks=6, prefix_caching=True),
+            Conditions(max_num_seqs=2, speculative_tokens=2, num_blocks=6, max_batch_tokens=7),
+        ]
+    ):
+        engine = bench.engine(conditions)
+        check(bench, engine, order=order)
+        num_draft_tokens += engine.stats().num_draft_tokens
+        num_accepted_tokens += engine.stats().num_accepted_tokens
+    assert 0 < num_accepted_tokens < num_draft_tokens
+
+
+def test_with_drafts_that_are_nearly_right(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt look-up seldom guesses what is drawn at random. Here most guesses are right, whoever asks."""
+    answers = [
+        request.prompt + [output.token_id for output in outputs if output.token_id is not None]
+        for request, outputs in zip(bench.requests, bench.alone, strict=True)
+    ]
+    rng = random.Random(3)
+
+    def nearly_right(token_ids: list[int], num_tokens: int) -> list[int]:
+        [following, *_] = [text[len(token_ids) :] for text in answers if text[: len(token_ids)] == token_ids]
+        guess = (following + [1] * num_tokens)[: max(0, num_tokens)]
+        return [rng.choice(range(8)) if rng.random() < 0.2 else token_id for token_id in guess]
+
+    monkeypatch.setattr(prompt_lookup, "draft", nearly_right)
+    engine = bench.engine(Conditions(max_num_seqs=1, speculative_tokens=5, prefix_caching=True))
+    check(bench, engine, order=4)
+    stats = engine.stats()
+    assert stats.num_output_tokens / 3 < stats.num_accepted_tokens < stats.num_draft_tokens
 
 
 def test_a_token_has_the_same_log_probability_when_drawn_and_when_read(bench: Bench) -> None:

@@ -98,6 +98,39 @@ def test_sampling_inputs_carry_every_parameter() -> None:
         assert array.dtype == (np.uint64 if name == "seed" else dtype), name
 
 
+def test_a_draft_is_computed_after_the_pending_token_and_drawn_from_at_each_row() -> None:
+    item = scheduled(make_sequence(15, output=(90,)), 15, 1, [5, 3])._replace(draft_token_ids=(70, 71))
+    inputs = forward_inputs([item])
+    assert_array_equal(inputs.token_ids, [90, 70, 71])
+    assert_array_equal(inputs.positions, [15, 16, 17])
+    assert_array_equal(inputs.slot_mapping, [95, 48, 49])
+    assert_array_equal(inputs.context_lens, [18])
+    assert_array_equal(inputs.logit_rows, [0, 1, 2])
+    assert item.seq.token_ids[15:] == [90]
+
+
+def test_the_rows_of_a_draft_are_drawn_as_if_its_tokens_had_been_drawn() -> None:
+    """Position, history and banned tokens of each row are those of a sequence that long."""
+    decoder = FakeDecoder()
+    runner = Runner(decoder, decoder.new_kv_cache(8))
+    params = SamplingParams(
+        presence_penalty=0.5, min_tokens=3, stop_token_ids=[6], logprobs=2, temperature=0.7
+    )
+    draft = (7, 6, 8)
+    supposed = [make_sequence(3, params, output=(4, *draft[:length]), seed=5) for length in range(4)]
+    [expected] = zip(*[runner.run([scheduled(seq, 0, seq.num_tokens, [2])]) for seq in supposed], strict=True)
+    item = scheduled(make_sequence(3, params, output=(4,), seed=5), 0, 4, [1])
+    [computed] = runner.run([item._replace(draft_token_ids=draft)])
+    assert (computed._replace(after_draft=()), *computed.after_draft) == expected
+    assert len({one.token_id for one in expected}) > 1
+
+    rows = sampling_inputs([item.seq.supposing(draft[:length]) for length in range(4)])
+    assert_array_equal(rows.position, [4, 5, 6, 7])
+    assert_array_equal(rows.history_starts, [0, 4, 9, 15, 22])
+    assert_array_equal(rows.num_prompt_tokens, [3, 3, 3, 3])
+    assert_array_equal(rows.banned_starts, [0, 1, 2, 2, 2])  # none once there are min_tokens
+
+
 def test_only_rows_with_penalties_carry_a_history() -> None:
     plain = make_sequence(3, output=(9,))
     penalized = [

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pocketlm.engine.batch import Batch, ComputedSequence
+from pocketlm.engine.batch import Batch, ComputedSequence, ScheduledSequence
 from pocketlm.engine.block_manager import BlockManager
 from pocketlm.engine.scheduler import PROMPT_LOGPROBS_CHUNK, Scheduler
 from pocketlm.engine.sequence import Sequence, SequenceStatus
@@ -16,6 +16,7 @@ from pocketlm.outputs import FinishReason, StepOutput, TokenLogprobs
 from pocketlm.sampling import SamplingParams
 
 BLOCK_SIZE = 4
+EOS = 2
 
 
 def make_scheduler(
@@ -24,8 +25,14 @@ def make_scheduler(
     max_batch_tokens: int = 16,
     num_blocks: int = 100,
     prefix_caching: bool = False,
+    speculative_tokens: int = 0,
 ) -> Scheduler:
-    return Scheduler(max_num_seqs, max_batch_tokens, BlockManager(num_blocks, BLOCK_SIZE, prefix_caching))
+    return Scheduler(
+        max_num_seqs,
+        max_batch_tokens,
+        BlockManager(num_blocks, BLOCK_SIZE, prefix_caching),
+        speculative_tokens=speculative_tokens,
+    )
 
 
 def make_sequence(
@@ -39,7 +46,7 @@ def make_sequence(
 def run_step(scheduler: Scheduler, token_id: int | None = 0) -> tuple[dict[int, int], list[StepOutput]]:
     """One step in which each sequence that can draws `token_id`: {seq_id: tokens scheduled}, outputs."""
     batch = scheduler.schedule()
-    scheduled = {seq.seq_id: num_tokens for seq, num_tokens in batch}
+    scheduled = {item.seq.seq_id: item.num_scheduled_tokens for item in batch}
     computed = [
         ComputedSequence(
             token_id if item.draws else None,
@@ -310,11 +317,138 @@ def test_after_preemption_rows_already_reported_may_come_from_the_cache() -> Non
     assert young.num_cached_at_admission == 0
 
 
-EOS = 2
+# Drafts: a sequence whose last tokens stood there before is computed further than it is known.
+
+
+def decoding(prompt: list[int], scheduler: Scheduler, *, max_new_tokens: int = 100) -> Sequence:
+    """A sequence that is computed up to the token it has drawn, a 1."""
+    seq = Sequence(0, prompt, SamplingParams(), seed=0, max_new_tokens=max_new_tokens, eos_token_ids=(EOS,))
+    scheduler.add(seq)
+    run_step(scheduler, 1)
+    assert (seq.num_pending_tokens, seq.token_ids[-1]) == (1, 1)
+    return seq
+
+
+def draw(scheduler: Scheduler, *token_ids: int | None) -> list[StepOutput]:
+    """One step of one sequence that draws these after its last token and those of its draft; None: NaN."""
+    first, *others = [ComputedSequence(token_id, is_finite=token_id is not None) for token_id in token_ids]
+    batch = scheduler.schedule()
+    assert [item.num_draws for item in batch] == [len(token_ids)]
+    return scheduler.update(batch, [first._replace(after_draft=tuple(others))])
+
+
+REPEATING = [1, 1, 3, 4, 5, 6, 7, 8, 9, 1]  # and the 1 that is drawn: 3, 4, 5, ... is the guess
+
+
+def test_a_draft_is_taken_as_far_as_it_is_drawn_and_the_first_other_token_after_it() -> None:
+    scheduler = make_scheduler(speculative_tokens=4)
+    seq = decoding(list(REPEATING), scheduler)
+    [item] = scheduler.schedule()
+    assert (item.num_scheduled_tokens, item.draft_token_ids) == (1, (3, 4, 5, 6))
+    assert draw(scheduler, 3, 4, 0, 6, 7) == [StepOutput(0, 3), StepOutput(0, 4), StepOutput(0, 0)]
+    assert seq.output_token_ids == [1, 3, 4, 0]
+    assert (seq.num_computed_tokens, seq.num_pending_tokens) == (13, 1)
+    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (4, 2)
+    assert scheduler.num_output_tokens == 4
+
+
+def test_a_draft_that_is_right_gives_a_token_more_and_a_wrong_one_gives_what_there_would_be_without() -> None:
+    scheduler = make_scheduler(speculative_tokens=2)
+    seq = decoding(list(REPEATING), scheduler)
+    assert [output.token_id for output in draw(scheduler, 3, 4, 5)] == [3, 4, 5]
+    assert [output.token_id for output in draw(scheduler, 0, 7, 8)] == [0]
+    assert seq.output_token_ids == [1, 3, 4, 5, 0]
+    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (4, 2)
+
+
+def test_a_draft_ends_with_the_answer() -> None:
+    scheduler = make_scheduler(speculative_tokens=3)
+    decoding([1, 1, 3, EOS, 5, 1], scheduler)
+    outputs = draw(scheduler, 3, EOS, 5, 1)
+    assert outputs == [StepOutput(0, 3), StepOutput(0, EOS, FinishReason.STOP)]
+    assert not scheduler.has_work
+    assert scheduler.block_manager.num_free_blocks == 100
+    assert (scheduler.num_draft_tokens, scheduler.num_accepted_tokens) == (3, 2)
+
+
+def test_a_draft_is_no_longer_than_the_answer_may_become() -> None:
+    scheduler = make_scheduler(speculative_tokens=8)
+    decoding(list(REPEATING), scheduler, max_new_tokens=4)
+    assert [output.finish_reason for output in draw(scheduler, 3, 4, 5)] == [None, None, FinishReason.LENGTH]
+    scheduler = make_scheduler(speculative_tokens=8)
+    decoding(list(REPEATING), scheduler, max_new_tokens=2)
+    assert draw(scheduler, 3) == [StepOutput(0, 3, FinishReason.LENGTH)]
+
+
+def test_a_draft_is_no_longer_than_the_step_and_the_free_blocks_allow() -> None:
+    scheduler = make_scheduler(speculative_tokens=8, max_batch_tokens=3)
+    seq = Sequence(0, list(REPEATING), SamplingParams(), seed=0, max_new_tokens=9)
+    scheduler.add(seq)
+    while seq.num_output_tokens == 0:
+        run_step(scheduler, 1)
+    assert scheduler.schedule()[0].draft_token_ids == (3, 4)
+
+    scheduler = make_scheduler(speculative_tokens=8, num_blocks=4)  # 16 slots, of which 11 are needed
+    decoding(list(REPEATING), scheduler)
+    assert scheduler.schedule()[0].draft_token_ids == (3, 4, 5, 6, 7)
+
+
+def test_there_is_no_draft_in_company_nor_for_a_prompt() -> None:
+    scheduler = make_scheduler(speculative_tokens=4)
+    scheduler.add(make_sequence(0, 9))
+    assert scheduler.schedule()[0].num_tokens == 9
+    run_step(scheduler)
+    scheduler = make_scheduler(speculative_tokens=4)
+    decoding(list(REPEATING), scheduler)
+    scheduler.add(make_sequence(1, 2, max_new_tokens=2))
+    assert run_step(scheduler)[0] == {0: 1, 1: 2}
+    assert [item.num_tokens for item in scheduler.schedule()] == [1, 1]
+
+
+def test_logits_that_are_not_finite_matter_only_if_the_draft_was_right_so_far() -> None:
+    scheduler = make_scheduler(speculative_tokens=2)
+    decoding(list(REPEATING), scheduler)
+    assert draw(scheduler, 0, None, None) == [StepOutput(0, 0)]
+
+    scheduler = make_scheduler(speculative_tokens=2, prefix_caching=True)
+    seq = decoding(list(REPEATING), scheduler)
+    drawn, failed = draw(scheduler, 3, None, 5)
+    assert (drawn.token_id, drawn.error, failed.token_id) == (3, None, None)
+    assert isinstance(failed.error, NonFiniteLogits)
+    assert not scheduler.has_work
+    again = Sequence(1, [*seq.token_ids, 9], SamplingParams(), seed=0, max_new_tokens=1)
+    assert len(scheduler.block_manager.find_cached(again)) == 2  # of 13 tokens, and not the bad one's block
+
+
+def test_the_prefix_cache_knows_accepted_tokens_only() -> None:
+    scheduler = make_scheduler(speculative_tokens=8, prefix_caching=True)
+    seq = decoding(list(REPEATING), scheduler)
+    block_manager = scheduler.block_manager
+    draw(scheduler, 3, 4, 0, *range(6))  # 11 tokens were known, 13 are computed and right
+
+    def num_cached(token_ids: list[int]) -> int:
+        other = Sequence(1, [*token_ids, 9], SamplingParams(), seed=0, max_new_tokens=1)
+        return len(block_manager.find_cached(other)) * BLOCK_SIZE
+
+    assert num_cached(seq.token_ids) == 12
+    assert num_cached([*REPEATING, 1, 3, 4, 5, 6, 7]) == 12
+    draw(scheduler, 7)
+    draw(scheduler, 7)
+    draw(scheduler, 7)  # its tokens take the place of the guess
+    assert num_cached(seq.token_ids) == 16
+    assert num_cached([*REPEATING, 1, 3, 4, 5, 6, 7]) == 12
 
 
 def next_token(token_ids: list[int]) -> int:
-    return zlib.crc32(bytes(token_ids)) % 10
+    """A text that repeats itself often, but not always where its last two tokens do."""
+    return zlib.crc32(bytes(token_ids[-3:])) % 10
+
+
+def after_draft(item: ScheduledSequence) -> tuple[ComputedSequence, ...]:
+    """What is drawn after each token of a draft."""
+    draft = item.draft_token_ids
+    texts = [[*item.seq.token_ids, *draft[: length + 1]] for length in range(len(draft))]
+    return tuple(ComputedSequence(next_token(text)) for text in texts)
 
 
 class RandomSchedule(RuleBasedStateMachine):
@@ -330,6 +464,7 @@ class RandomSchedule(RuleBasedStateMachine):
         max_batch_tokens=st.integers(1, 12),
         max_prompt_logits=st.integers(1, 12),
         prefix_caching=st.booleans(),
+        speculative_tokens=st.sampled_from([0, 1, 3, 9]),
     )
     def start(
         self,
@@ -338,9 +473,12 @@ class RandomSchedule(RuleBasedStateMachine):
         max_batch_tokens: int,
         max_prompt_logits: int,
         prefix_caching: bool,
+        speculative_tokens: int,
     ) -> None:
         self.block_manager = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
-        self.scheduler = Scheduler(max_num_seqs, max_batch_tokens, self.block_manager, max_prompt_logits)
+        self.scheduler = Scheduler(
+            max_num_seqs, max_batch_tokens, self.block_manager, max_prompt_logits, speculative_tokens
+        )
         self.slots: dict[int, list[int]] = {}
         self.live: dict[int, Sequence] = {}
         self.num_added = 0
@@ -388,35 +526,44 @@ class RandomSchedule(RuleBasedStateMachine):
                 next_token(item.seq.token_ids) if item.draws else None,
                 None,
                 [position_logprobs(position) for position in item.prompt_logits],
+                after_draft=after_draft(item),
             )
             for item in batch
         ]
         firsts = {item.seq.seq_id for item in batch if item.seq.num_output_tokens == 0}
         for output in self.scheduler.update(batch, computed):
             self.check_prompt_logprobs(output, is_first=output.seq_id in firsts)
+            firsts.discard(output.seq_id)
             if output.finish_reason is not None:
                 self.check_answer(self.live.pop(output.seq_id), output.finish_reason)
 
     def check_batch(self, batch: Batch) -> None:
-        assert sum(num_tokens for _, num_tokens in batch) <= self.scheduler.max_batch_tokens
+        assert sum(item.num_tokens for item in batch) <= self.scheduler.max_batch_tokens
         assert sum(len(item.prompt_logits) for item in batch) <= self.scheduler.max_prompt_logits
         assert len(batch) <= self.scheduler.max_num_seqs
-        assert [seq.seq_id for seq, _ in batch] == sorted({seq.seq_id for seq, _ in batch})
+        assert [item.seq.seq_id for item in batch] == sorted({item.seq.seq_id for item in batch})
         uses = Counter(block for seq in self.live.values() for block in seq.block_table)
-        for seq, num_tokens in batch:
-            assert 1 <= num_tokens <= seq.num_pending_tokens
-            end = seq.num_computed_tokens + num_tokens
+        for item in batch:
+            seq = item.seq
+            assert 1 <= item.num_scheduled_tokens <= seq.num_pending_tokens
+            if item.draft_token_ids:
+                assert item.draws and len(batch) == 1
+                assert len(item.draft_token_ids) <= self.scheduler.speculative_tokens
+                assert seq.num_output_tokens + item.num_draws <= seq.max_new_tokens
+            end = seq.num_computed_tokens + item.num_tokens
             assert len(seq.block_table) * BLOCK_SIZE >= end
             for position in range(seq.num_computed_tokens, end):
                 assert uses[seq.block_table[position // BLOCK_SIZE]] == 1, "written by one, used by others"
 
     def compute(self, batch: Batch) -> None:
-        for seq, num_tokens in batch:
-            for position in range(seq.num_computed_tokens + num_tokens):
+        for item in batch:
+            seq = item.seq
+            token_ids = [*seq.token_ids, *item.draft_token_ids]
+            for position in range(seq.num_computed_tokens + item.num_tokens):
                 slot = seq.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
                 if position >= seq.num_computed_tokens:
-                    self.slots[slot] = seq.token_ids[: position + 1]
-                assert self.slots[slot] == seq.token_ids[: position + 1]
+                    self.slots[slot] = token_ids[: position + 1]
+                assert self.slots[slot] == token_ids[: position + 1]
 
     def check_prompt_logprobs(self, output: StepOutput, *, is_first: bool) -> None:
         seq = self.live[output.seq_id]

@@ -25,6 +25,8 @@ STATS = EngineStats(
     num_preemptions=2,
     num_prompt_tokens=1000,
     num_output_tokens=2000,
+    num_draft_tokens=40,
+    num_accepted_tokens=30,
 )
 
 
@@ -90,6 +92,8 @@ def test_what_the_engine_holds_is_read_at_the_scrape() -> None:
         'prefix_cache_queries_total{model_name="a"}': 640,
         'prefix_cache_hits_total{model_name="a"}': 320,
         'num_preemptions_total{model_name="a"}': 2,
+        'spec_decode_num_draft_tokens_total{model_name="a"}': 40,
+        'spec_decode_num_accepted_tokens_total{model_name="a"}': 30,
         'model_load_seconds{model_name="a"}': 1.5,
         'model_memory_bytes{model_name="a"}': 1 << 20,
         "models_loaded": 1,

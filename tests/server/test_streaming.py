@@ -15,6 +15,9 @@ from fake_decoder import FakeDecoder
 from gate import Gate
 from served import RunningServer, bundled_model, fake_model, is_idle, running_server, wait_until
 
+from pocketlm.config import EngineConfig
+from pocketlm.loading import load_model
+
 ROUTES = {
     "/generate": {"prompt": "!"},
     "/v1/completions": {"prompt": "!"},
@@ -55,6 +58,37 @@ def test_the_pieces_of_generate_join_to_the_whole(server: RunningServer) -> None
     assert last == whole
     assert pieces[-1]["finish_reason"] == whole["finish_reason"]
     assert all("finish_reason" not in piece for piece in pieces[:-1])
+
+
+def test_a_stream_with_drafts_has_the_same_pieces(server: RunningServer) -> None:
+    """One event a token, although some come from the same step, and each is counted."""
+    body = {
+        "prompt": "Pods run containers. Pods run containers. Pods",
+        "max_tokens": 50,
+        "temperature": 0,
+        "ignore_eos": True,
+        "logprobs": 1,
+    }
+
+    def choices(server: RunningServer) -> list[Any]:
+        return [event["choices"] for event in stream(server, "/v1/completions", **body) if event != "[DONE]"]
+
+    with running_server(load_model("bundled", EngineConfig(dtype="float32", speculative_tokens=5))) as fast:
+        fast_choices = choices(fast)
+        assert fast.sample("spec_decode_num_draft_tokens_total") > 0
+        assert 0 < fast.sample("spec_decode_num_accepted_tokens_total") < 50
+        assert fast.sample("generation_tokens_total") == 50
+        assert fast.sample("inter_token_latency_seconds_count") == 49
+        wait_until(lambda: is_idle(fast.model))
+
+    def joined(choices: list[Any]) -> tuple[str, list[Any]]:
+        parts = [part for event in choices for part in event]
+        return "".join(part["text"] for part in parts), [
+            value for part in parts if part["logprobs"] for value in part["logprobs"]["token_logprobs"]
+        ]
+
+    assert joined(fast_choices) == joined(choices(server))
+    assert len(joined(fast_choices)[1]) == 50
 
 
 def test_several_answers_in_one_stream(server: RunningServer) -> None:

@@ -32,6 +32,8 @@ class EngineStats:
     num_preemptions: int
     num_prompt_tokens: int  # of all sequences added
     num_output_tokens: int
+    num_draft_tokens: int  # computed as a guess at what a sequence would draw
+    num_accepted_tokens: int  # those of them that it did draw
 
 
 class Engine:
@@ -53,6 +55,7 @@ class Engine:
         max_num_seqs: int,
         max_batch_tokens: int,
         prefix_caching: bool,
+        speculative_tokens: int,
     ) -> None:
         if max_model_len > decoder.spec.max_positions:
             raise ConfigError(
@@ -71,7 +74,9 @@ class Engine:
         self._vocab_size = decoder.spec.vocab_size
         self._eos_token_ids = eos_token_ids
         self._block_manager = BlockManager(num_blocks, BLOCK_SIZE, prefix_caching)
-        self._scheduler = Scheduler(max_num_seqs, max_batch_tokens, self._block_manager)
+        self._scheduler = Scheduler(
+            max_num_seqs, max_batch_tokens, self._block_manager, speculative_tokens=speculative_tokens
+        )
         self._runner = Runner(decoder, decoder.new_kv_cache(num_blocks))
         self._next_seq_id = 0
         self._num_failures_in_a_row = 0
@@ -120,6 +125,8 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Compute one batch: a StepOutput for each sequence that drew a token, ended or failed, [] if idle.
 
+        A sequence whose draft was right drew several tokens: it has one for each, in order.
+
         If the forward pass fails, so do the sequences of this batch. If it fails in the next step too,
         so does every sequence, and EngineDead is raised.
         """
@@ -144,6 +151,8 @@ class Engine:
             num_preemptions=self._scheduler.num_preemptions,
             num_prompt_tokens=self._scheduler.num_prompt_tokens,
             num_output_tokens=self._scheduler.num_output_tokens,
+            num_draft_tokens=self._scheduler.num_draft_tokens,
+            num_accepted_tokens=self._scheduler.num_accepted_tokens,
         )
 
     def worker_cpu_s(self) -> float | None:
@@ -163,4 +172,4 @@ class Engine:
         if self._is_dead:
             self._scheduler.fail_all()
             raise EngineDead(f"two steps in a row failed, nothing more can run: {message}") from error
-        return [self._scheduler.fail(seq, EngineError(message)) for seq, _ in batch]
+        return [self._scheduler.fail(item.seq, EngineError(message)) for item in batch]

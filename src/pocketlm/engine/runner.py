@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import accumulate, compress, pairwise
+from itertools import accumulate, islice, pairwise
 
 import numpy as np
 
@@ -31,10 +31,12 @@ class Runner:
     def run(self, batch: Batch) -> list[ComputedSequence]:
         """Compute the scheduled tokens, and draw the next one of each sequence that reached its end."""
         logits = self._decoder.forward(forward_inputs(batch), self._kv_cache)  # [R, V]
-        draws = [item.draws for item in batch]
-        num_drawn = sum(draws)
-        drawn = iter(self._draw(list(compress(batch, draws)), logits[:num_drawn]))
-        computed = [next(drawn) if one else ComputedSequence() for one in draws]
+        num_drawn = sum(item.num_draws for item in batch)
+        drawn = iter(self._draw(batch, logits[:num_drawn]))
+        computed = []
+        for item in batch:
+            first, *others = islice(drawn, item.num_draws) if item.draws else [ComputedSequence()]
+            computed.append(first._replace(after_draft=tuple(others)) if others else first)
         if len(logits) == num_drawn:
             return computed
         reported = self._report(batch, logits[num_drawn:])
@@ -46,10 +48,14 @@ class Runner:
         ]
 
     def _draw(self, batch: Batch, logits: Float32Array) -> list[ComputedSequence]:
-        """The next token of each sequence, from its row of logits."""
-        if not batch:
+        """The next token of each sequence that draws, and that after each token of its draft."""
+        sequences = [
+            item.seq.supposing(item.draft_token_ids[:length]) if length else item.seq
+            for item in batch
+            for length in range(item.num_draws)
+        ]
+        if not sequences:
             return []
-        sequences = [item.seq for item in batch]
         outputs = self._decoder.sample(logits, sampling_inputs(sequences))
         drawn = []
         for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
@@ -80,15 +86,17 @@ class Runner:
 
 
 def forward_inputs(batch: Batch) -> ForwardInputs:
-    """The next num_scheduled_tokens of each of S sequences, T in all."""
-    counts = [num_tokens for _, num_tokens in batch]
-    ends = [seq.num_computed_tokens + num_tokens for seq, num_tokens in batch]
+    """The next tokens of each of S sequences, T in all."""
+    sequences = [item.seq for item in batch]
+    counts = [item.num_tokens for item in batch]
+    ends = [seq.num_computed_tokens + count for seq, count in zip(sequences, counts, strict=True)]
     token_ids: list[int] = []
-    for (seq, _), end in zip(batch, ends, strict=True):
-        token_ids += seq.token_ids[seq.num_computed_tokens : end]
-    width = max(len(seq.block_table) for seq, _ in batch)
+    for (seq, _, draft_token_ids), end in zip(batch, ends, strict=True):
+        token_ids += seq.token_ids[seq.num_computed_tokens : end]  # the draft lies beyond their end
+        token_ids += draft_token_ids
+    width = max(len(seq.block_table) for seq in sequences)
 
-    block_tables = _int32(seq.block_table + [0] * (width - len(seq.block_table)) for seq, _ in batch)
+    block_tables = _int32(seq.block_table + [0] * (width - len(seq.block_table)) for seq in sequences)
     context_lens = _int32(ends)  # [S]
     query_starts = _starts(counts)  # [S + 1]
     rows = np.repeat(np.arange(len(batch)), counts)  # [T] which sequence
@@ -106,7 +114,11 @@ def forward_inputs(batch: Batch) -> ForwardInputs:
 
 def logit_rows(batch: Batch, query_starts: Int32Array) -> Int32Array:
     """The tokens whose logits are wanted: first the last ones of those who draw, then those of prompts."""
-    drawing = query_starts[1:][[item.draws for item in batch]] - 1
+    drawing = _int32(
+        row
+        for item, end in zip(batch, query_starts[1:].tolist(), strict=True)
+        for row in range(end - item.num_draws, end)
+    )
     prompts = _int32(
         start + position - item.seq.num_computed_tokens
         for item, start in zip(batch, query_starts[:-1].tolist(), strict=True)

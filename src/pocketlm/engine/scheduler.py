@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import zip_longest
 
+from pocketlm.engine import prompt_lookup
 from pocketlm.engine.batch import Batch, ComputedSequence, ScheduledSequence
 from pocketlm.engine.block_manager import BlockManager
 from pocketlm.engine.sequence import Sequence, SequenceStatus
@@ -47,6 +49,10 @@ class Scheduler:
     Only the youngest running sequence can have more than one token pending: nobody is admitted behind
     one that does not get all its tokens. In one walk over the running sequences, those that decode
     are therefore served before the chunk of a prefill, and before anyone waiting.
+
+    While one sequence decodes alone, the step's time is that of reading the weights, and a few rows more
+    cost little: up to `speculative_tokens` guessed tokens are computed with its own. In company the
+    rows are worth more to the others.
     """
 
     def __init__(
@@ -55,16 +61,20 @@ class Scheduler:
         max_batch_tokens: int,
         block_manager: BlockManager,
         max_prompt_logits: int = PROMPT_LOGPROBS_CHUNK,
+        speculative_tokens: int = 0,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
         self.max_prompt_logits = max_prompt_logits
+        self.speculative_tokens = speculative_tokens
         self.block_manager = block_manager
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of all sequences added
         self.num_output_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         self._sequences: dict[int, Sequence] = {}  # waiting and running
 
     @property
@@ -94,22 +104,16 @@ class Scheduler:
         everyone_has_room = len(batch) == len(self.running) and self.num_preemptions == preempted_before
         if everyone_has_room:
             self._admit(batch, budget)
+        if self.speculative_tokens and len(self.running) == 1:
+            [item] = batch
+            return [self._with_draft(item, budget)]
         return batch
 
     def update(self, batch: Batch, computed: list[ComputedSequence]) -> list[StepOutput]:
         """Record that `batch` was computed, and what came of it for each of its sequences."""
         outputs = []
         for item, result in zip(batch, computed, strict=True):
-            seq, num_tokens = item
-            if not result.is_finite:
-                outputs.append(self.fail(seq, NonFiniteLogits(NON_FINITE_LOGITS)))
-                continue
-            is_at_end = item.reaches_end
-            self.block_manager.commit(seq, num_tokens)
-            if seq.prompt_logprobs is not None:
-                seq.prompt_logprobs += result.prompt_logprobs
-            if is_at_end:
-                outputs.append(self._advance(seq, result))
+            outputs += self._record(item, result)
         return outputs
 
     def fail(self, seq: Sequence, error: EngineError) -> StepOutput:
@@ -120,6 +124,33 @@ class Scheduler:
     def fail_all(self) -> None:
         for seq in list(self._sequences.values()):
             self._finish(seq, FinishReason.ERROR)
+
+    def _record(self, item: ScheduledSequence, result: ComputedSequence) -> list[StepOutput]:
+        """Take the tokens drawn for one sequence, as far as each followed what was really drawn before it.
+
+        What the rest of the draft left in the KV cache lies beyond num_computed_tokens: it is never read,
+        and overwritten by the tokens that come there.
+        """
+        seq, num_tokens = item.seq, item.num_scheduled_tokens
+        is_at_end = item.reaches_end
+        self.num_draft_tokens += len(item.draft_token_ids)
+        outputs: list[StepOutput] = []
+        for one, guess in zip_longest((result, *result.after_draft), item.draft_token_ids):
+            if not one.is_finite:
+                outputs.append(self.fail(seq, NonFiniteLogits(NON_FINITE_LOGITS)))
+                break
+            self.block_manager.commit(seq, num_tokens)
+            if seq.prompt_logprobs is not None:
+                seq.prompt_logprobs += one.prompt_logprobs
+            if is_at_end:
+                outputs.append(self._advance(seq, one))
+            if guess is None or one.token_id != guess:
+                break
+            self.num_accepted_tokens += 1
+            if seq.status is SequenceStatus.FINISHED:
+                break
+            num_tokens = 1
+        return outputs
 
     def _advance(self, seq: Sequence, result: ComputedSequence) -> StepOutput:
         """Add the token drawn to a sequence of which all tokens are computed, or end one that draws none."""
@@ -169,6 +200,18 @@ class Scheduler:
             self.running.append(seq)
             batch.append(ScheduledSequence(seq, num_tokens))
             budget.spend(seq, num_tokens)
+
+    def _with_draft(self, item: ScheduledSequence, budget: _Budget) -> ScheduledSequence:
+        """A sequence that decodes alone, and as much of a draft as can be of use and has room."""
+        seq = item.seq
+        if not (item.draws and item.num_scheduled_tokens == 1):
+            return item
+        num_useful = seq.max_new_tokens - seq.num_output_tokens - 1  # what is drawn after it is the last one
+        num_tokens = min(self.speculative_tokens, budget.num_tokens, num_useful)
+        draft_token_ids = prompt_lookup.draft(seq.token_ids, num_tokens)
+        while draft_token_ids and not self.block_manager.grow(seq, 1 + len(draft_token_ids)):
+            draft_token_ids.pop()
+        return item._replace(draft_token_ids=tuple(draft_token_ids))
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         if seq.status is SequenceStatus.RUNNING:

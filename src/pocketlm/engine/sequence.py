@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -104,6 +105,12 @@ class Sequence:
     def banned_ids(self) -> list[int]:
         """Tokens that must not be drawn next: what would end the answer before min_tokens."""
         return sorted(self.stop_ids) if self.num_output_tokens < self.params.min_tokens else []
+
+    def supposing(self, token_ids: tuple[int, ...]) -> Sequence:
+        """This sequence as it will be if it draws these tokens next: to draw from, not to be scheduled."""
+        seq = copy(self)
+        seq.token_ids = [*self.token_ids, *token_ids]
+        return seq
 
     def append(self, token_id: int) -> FinishReason | None:
         """Add the token that was drawn; if it is the last one, the reason."""

@@ -54,6 +54,8 @@ STATE_METRICS = _describe(
     _of_model("prefix_cache_queries_total", "counter", "Tokens looked up in the prefix cache."),
     _of_model("prefix_cache_hits_total", "counter", "Tokens found in the prefix cache."),
     _of_model("num_preemptions_total", "counter", "Sequences put back to wait, for want of KV blocks."),
+    _of_model("spec_decode_num_draft_tokens_total", "counter", "Tokens guessed by prompt look-up."),
+    _of_model("spec_decode_num_accepted_tokens_total", "counter", "Tokens guessed and then drawn."),
     _of_model("model_load_seconds", "gauge", "What the latest load of the model took."),
     _of_model("model_memory_bytes", "gauge", "Memory of the loaded model: weights and KV cache."),
     Description(PREFIX + "models_loaded", "gauge", "Models in memory.", ()),
@@ -104,6 +106,8 @@ class StateCollector(Collector):
                     "prefix_cache_queries_total": stats.prefix_cache_queries,
                     "prefix_cache_hits_total": stats.prefix_cache_hits,
                     "num_preemptions_total": stats.num_preemptions,
+                    "spec_decode_num_draft_tokens_total": stats.num_draft_tokens,
+                    "spec_decode_num_accepted_tokens_total": stats.num_accepted_tokens,
                 }
             if entry.model is not None:
                 of_entry |= {
