@@ -59,6 +59,13 @@ struct Query {
   float* out;  // [head_dim]
 };
 
+constexpr int kSumLength = 256;  // weights of tokens that are summed up together
+
+struct Peak {
+  int index;  // of the largest entry, the first of equals
+  bool all_finite;
+};
+
 struct Kernels {
   const char* isa;
 
@@ -86,12 +93,15 @@ struct Kernels {
                      float scale, float* scores);
 
   // Passes over a row of logits [n].
-  bool (*all_finite)(const float* x, int n);
-  int (*argmax)(const float* x, int n);  // the first of equals
+  Peak (*peak)(const float* x, int n);
+  // The first index from `start` on whose entry is more than `bound`, or n.
+  int (*first_above)(const float* x, int n, int start, float bound);
+  // The entries that are at least `cutoff`, in their order; how many. `out` has room for n + 16.
+  int (*gather)(const float* x, int n, float cutoff, float* out);
   // out = (x - shift) / divisor
   void (*shift_and_divide)(const float* x, int n, float shift, float divisor, float* out);
-  // out = x >= cutoff ? exp(x) : 0
-  void (*exp_above)(const float* x, int n, float cutoff, float* out);
+  // out = x >= cutoff ? exp(x) : 0, and the sum of each kSumLength of them
+  void (*exp_above)(const float* x, int n, float cutoff, float* out, float* sums);
 };
 
 }  // namespace pocketlm

@@ -41,7 +41,7 @@ class Sampler {
 
   // The token, or -1 if a logit is not finite.
   int32_t sample(const float* logits, const SamplingRow& row);
-  bool all_finite(const float* logits) const { return kernels_->all_finite(logits, vocab_size_); }
+  bool all_finite(const float* logits) const { return kernels_->peak(logits, vocab_size_).all_finite; }
   // Of the raw logits; num_most_likely may exceed the vocabulary. Returns how many entries were written.
   int report(const float* logits, int32_t token_id, int num_most_likely, const SampledRow& out);
 
@@ -49,11 +49,17 @@ class Sampler {
   const float* processed(const float* logits, const SamplingRow& row);
   float cutoff_of_top_k(int top_k);
   float cutoff_of_top_p(float top_p, float cutoff);
+  // Weights and their sums of n scaled logits; the sum of all.
+  double weigh(const float* scaled, int n, float cutoff);
+  int32_t token_at(double target) const;
 
   const Kernels* kernels_;
   int vocab_size_;
-  std::vector<float> processed_, scaled_, weights_, sorted_;  // [V]
-  std::vector<int32_t> order_, counts_;                       // [V]
+  std::vector<float> processed_, scaled_, weights_;  // [V]
+  std::vector<float> sums_;                          // of each kSumLength weights
+  std::vector<float> candidates_;
+  std::vector<int32_t> counts_;  // [V]
+  std::vector<int32_t> order_;   // the most likely tokens
 };
 
 }  // namespace pocketlm

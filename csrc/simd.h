@@ -69,6 +69,17 @@ static inline float sum(f32x v) {
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 }
+static inline bool any(i32x mask) {  // of lanes that are 0 or -1
+#if defined(__AVX512VNNI__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#else
+  int32_t found = 0;
+  for (int i = 0; i < kLanes; ++i) found |= mask[i];
+  return found != 0;
+#endif
+}
 static inline float largest(f32x v) {
   float lanes[kLanes];
   store(lanes, v);

@@ -11,10 +11,11 @@ void keep_f32(const float*, const float*, int, int, float*, float*);
 void keep_f16(const float*, const float*, int, int, uint16_t*, uint16_t*);
 void attend_f32(const Query*, int, const HeadBlocks<float>&, int, float, float*);
 void attend_f16(const Query*, int, const HeadBlocks<uint16_t>&, int, float, float*);
-bool all_finite(const float*, int);
-int argmax(const float*, int);
+Peak peak(const float*, int);
+int first_above(const float*, int, int, float);
+int gather(const float*, int, float, float*);
 void shift_and_divide(const float*, int, float, float, float*);
-void exp_above(const float*, int, float, float*);
+void exp_above(const float*, int, float, float*, float*);
 
 #define POCKETLM_TEXT(name) #name
 #define POCKETLM_NAME(name) POCKETLM_TEXT(name)
@@ -30,8 +31,9 @@ const Kernels kKernels = {
     .keep_f16 = keep_f16,
     .attend_f32 = attend_f32,
     .attend_f16 = attend_f16,
-    .all_finite = all_finite,
-    .argmax = argmax,
+    .peak = peak,
+    .first_above = first_above,
+    .gather = gather,
     .shift_and_divide = shift_and_divide,
     .exp_above = exp_above,
 };

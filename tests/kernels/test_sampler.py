@@ -102,6 +102,29 @@ def test_equals_the_reference(decoder: kernels.Decoder, changes: dict[str, Any])
     np.testing.assert_allclose(outputs.logprobs, expected.logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.5, 8.0])
+@pytest.mark.parametrize("isa", kernels.COMPILED_ISAS)
+def test_a_large_vocabulary_equals_the_reference(isa: str, scale: float) -> None:
+    """Nearly level and steep rows: the nucleus is most of the vocabulary, or a few tokens of it."""
+    spec = random_spec(vocab_size=5003)
+    decoder = kernels.create_decoder(spec, random_weights(spec), dtype="float32", num_threads=2, isa_name=isa)
+    logits = (np.random.default_rng(3).standard_normal((32, 5003)) * scale).astype(np.float32)
+    for changes in (
+        {},
+        {"top_k": 40},
+        {"top_k": 3000},
+        {"top_p": 0.1},
+        {"top_p": 0.95},
+        {"top_k": 900, "top_p": 0.5},
+    ):
+        inputs = sampling_inputs(32, temperature=0.9, num_logprobs=20, **changes)
+        outputs, expected = decoder.sample(logits, inputs), reference_sample(logits, inputs)
+        assert outputs.token_ids.tolist() == expected.token_ids.tolist(), changes
+        assert outputs.logprob_ids.tolist() == expected.logprob_ids.tolist()
+        assert outputs.ranks.tolist() == expected.ranks.tolist()
+        np.testing.assert_allclose(outputs.logprobs, expected.logprobs, rtol=0, atol=1e-5)
+
+
 def test_the_random_number_is_numpys_philox(decoder: kernels.Decoder) -> None:
     """Over equal logits the token is the random number itself, in units of 1 / V."""
     seeds = [0, 1, 2**63, 2**64 - 1]
