@@ -198,7 +198,7 @@ def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
     for position in (0, 999, 1000, 1300, len(content) - 1):
         content[position] ^= 1
         weights.write_bytes(content)
-        found.add(fingerprint.fingerprint(folder, [weights], {}))
+        found.add(fingerprint.content_digest(folder, [weights]))
     assert len(found) == 5
 
 

@@ -69,6 +69,9 @@ class EngineConfig(BaseModel):
         le=1024,
         description="Compute threads; default: what affinity and CPU quota allow.",
     )
+    cache_dir: Path | None = Field(
+        default=None, description="Folder for packed weights; default: pocketlm in the user's cache folder."
+    )
 
 
 class ServerConfig(BaseModel):

@@ -15,11 +15,21 @@ READ_BYTES = 1 << 20
 SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt")
 
 
-def fingerprint(folder: Path, weight_files: list[Path], how_it_runs: dict[str, str]) -> str:
-    """Of the content of the files, and of `how_it_runs` (number format, instruction set, ...).
+def fingerprint(content: str, how_it_runs: dict[str, str]) -> str:
+    """Of the content of a model's files, and of `how_it_runs` (number format, instruction set, ...)."""
+    parts = (
+        version("pocketlm"),
+        content,
+        *(f"{name}={value}" for name, value in sorted(how_it_runs.items())),
+    )
+    return hashlib.sha256(b"\0".join(part.encode() for part in parts)).hexdigest()[:32]
 
-    Every byte of the weights counts, so that no edit goes unseen: reading them all takes a small part of
-    the time that packing them takes. Folders and times do not count, so that replicas agree.
+
+def content_digest(folder: Path, weight_files: list[Path]) -> str:
+    """Of every byte of a model's files, so that no edit goes unseen.
+
+    Reading them all takes a small part of the time that packing them takes. Folders and times do not
+    count, so that replicas agree.
     """
     files = [folder / name for name in SMALL_FILES if (folder / name).exists()] + weight_files
     try:
@@ -29,11 +39,9 @@ def fingerprint(folder: Path, weight_files: list[Path], how_it_runs: dict[str, s
     except OSError as error:
         raise ModelLoadError(f"{error.filename} cannot be read: {error.strerror}") from error
     total = hashlib.sha256()
-    for text in (version("pocketlm"), *(f"{name}={value}" for name, value in sorted(how_it_runs.items()))):
-        total.update(text.encode() + b"\0")
     for (path, start), digest in zip(pieces, digests, strict=True):
         total.update(f"{path.name} {start} ".encode() + digest)
-    return total.hexdigest()[:32]
+    return total.hexdigest()
 
 
 def _pieces(path: Path) -> Iterator[tuple[Path, int]]:

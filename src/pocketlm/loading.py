@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ByteSize
 
@@ -13,12 +13,13 @@ from pocketlm.accuracy import PASSAGE, compare
 from pocketlm.config import EngineConfig
 from pocketlm.engine.engine import Engine
 from pocketlm.errors import ConfigError, ModelLoadError
-from pocketlm.fingerprint import fingerprint
+from pocketlm.fingerprint import content_digest, fingerprint
 from pocketlm.hub import SHAPE_PREFIX, resolve
 from pocketlm.kernels import Decoder, DecoderSpec
 from pocketlm.known_answer import KnownAnswer
 from pocketlm.memory import MemoryEstimate
 from pocketlm.models import Checkpoint, CheckpointHeader, read_checkpoint, read_header
+from pocketlm.packed_cache import Findings, PackedCache
 from pocketlm.shapes import shape_header
 from pocketlm.text.chat_template import ChatTemplate
 from pocketlm.text.tokenizer import Tokenizer
@@ -83,28 +84,36 @@ def load_model(name: str, config: EngineConfig, available_bytes: int | None = No
 def _load(name: str, config: EngineConfig, available_bytes: int | None) -> LoadedModel:
     start = time.perf_counter()
     header = open_header(name)
-    checkpoint = read_checkpoint(header)
-    tokenizer = Tokenizer.from_folder(checkpoint.folder)
-    check_tokenizer(tokenizer, checkpoint)
-    chat_template = ChatTemplate.from_folder(checkpoint.folder)
+    tokenizer = Tokenizer.from_folder(header.folder)
+    check_tokenizer(tokenizer, header)
+    chat_template = ChatTemplate.from_folder(header.folder)
 
     isa, isa_reason = kernels.isa()
     num_threads, threads_reason = resolve_num_threads(config)
-    dtype, dtype_reason, decoder = resolve_dtype(config, checkpoint, tokenizer, num_threads)
-    max_model_len, length_reason = resolve_max_model_len(config, checkpoint.spec)
+    max_model_len, length_reason = resolve_max_model_len(config, header.spec)
+    cache = PackedCache(config.cache_dir, name, header)
+    kept = _kept(cache, config, header, num_threads)
+    if kept is not None:
+        dtype, dtype_reason, decoder, findings = kept
+    else:
+        dtype, dtype_reason, decoder = resolve_dtype(config, read_checkpoint(header), tokenizer, num_threads)
+        digest = content_digest(header.folder, header.file.paths)
+        findings = Findings(digest, dtype_reason if config.dtype == "auto" else None, answers={})
+    known = known_answer.record(name, decoder, tokenizer, max_model_len, findings.answers.get(isa))
+    if known is None or known.failure is None:
+        _keep(cache, decoder, findings, known, is_new=kept is None)
+
     weights_bytes = memory.weights_bytes(header, dtype)
     kv_cache_budget = None if available_bytes is None else available_bytes - weights_bytes
-    num_blocks, cache_reason = resolve_num_blocks(
-        config, checkpoint.spec, dtype, max_model_len, kv_cache_budget
-    )
-    kv_cache_bytes = num_blocks * kernels.kv_block_bytes(checkpoint.spec, dtype)
+    num_blocks, cache_reason = resolve_num_blocks(config, header.spec, dtype, max_model_len, kv_cache_budget)
+    kv_cache_bytes = num_blocks * kernels.kv_block_bytes(header.spec, dtype)
     how_it_runs = {"dtype": dtype, "isa": isa, "max_model_len": str(max_model_len)}
     if name.startswith(SHAPE_PREFIX):
         how_it_runs["weights"] = name  # there is no file that would tell
 
     engine = Engine(
         decoder,
-        eos_token_ids=checkpoint.eos_token_ids,
+        eos_token_ids=header.eos_token_ids,
         num_blocks=num_blocks,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -123,8 +132,8 @@ def _load(name: str, config: EngineConfig, available_bytes: int | None) -> Loade
         log.info("%s", setting)
     return LoadedModel(
         name=name,
-        model_type=checkpoint.model_type,
-        num_parameters=checkpoint.num_parameters,
+        model_type=header.model_type,
+        num_parameters=header.num_parameters,
         tokenizer=tokenizer,
         chat_template=chat_template,
         engine=engine,
@@ -133,11 +142,41 @@ def _load(name: str, config: EngineConfig, available_bytes: int | None) -> Loade
         max_model_len=max_model_len,
         weights_bytes=weights_bytes,
         kv_cache_bytes=kv_cache_bytes,
-        fingerprint=fingerprint(checkpoint.folder, header.file.paths, how_it_runs),
-        known_answer=known_answer.record(name, decoder, tokenizer, max_model_len),
+        fingerprint=fingerprint(findings.content_digest, how_it_runs),
+        known_answer=known,
         settings=settings,
         load_s=time.perf_counter() - start,
     )
+
+
+def _kept(
+    cache: PackedCache, config: EngineConfig, header: CheckpointHeader, num_threads: int
+) -> tuple[str, str, Decoder, Findings] | None:
+    """What an earlier start chose and packed, or None."""
+    if kernels.isa()[0] == "reference":
+        return None
+    for dtype in reversed(candidate_dtypes(config)):
+        found = cache.load(dtype)
+        if found is None:
+            continue
+        weights, findings = found
+        reason = "as configured" if config.dtype != "auto" else findings.auto_reason
+        if reason is not None:
+            decoder = kernels.create_packed_decoder(header.spec, weights, num_threads=num_threads)
+            return dtype, reason, decoder, findings
+    return None
+
+
+def _keep(
+    cache: PackedCache, decoder: Decoder, findings: Findings, known: KnownAnswer | None, *, is_new: bool
+) -> None:
+    """Keep for the next start what is new in this one."""
+    weights, isa = kernels.packed_weights(decoder), kernels.isa()[0]
+    found = known.token_ids if known is not None and known.token_ids is not None else []
+    is_longer = len(found) > len(findings.answers.get(isa, []))
+    if weights is not None and (is_new or is_longer):
+        answers = {**findings.answers, isa: found} if is_longer else findings.answers
+        cache.save(weights, replace(findings, answers=answers))
 
 
 def estimate(name: str, config: EngineConfig, available_bytes: int) -> MemoryEstimate:
@@ -170,7 +209,7 @@ def open_header(name: str) -> CheckpointHeader:
     return shape_header(name) if name.startswith(SHAPE_PREFIX) else read_header(resolve(name))
 
 
-def check_tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+def check_tokenizer(tokenizer: Tokenizer, checkpoint: CheckpointHeader) -> None:
     """Refuse the tokenizer of another model. (Some have a few tokens more than the model, never used.)"""
     largest_id = max(tokenizer.encode(PASSAGE), default=0)
     if largest_id >= checkpoint.spec.vocab_size:

@@ -198,7 +198,7 @@ def test_packed_weights_are_checked(name: str, change: Any, problem: str, dtype:
         del arrays[name]
     else:
         arrays[name] = change(arrays[name])
-    bad = compiled.PackedWeights(dtype, arrays)
+    bad = kernels.PackedWeights(dtype, arrays)
     with pytest.raises(ValueError, match=rf"weight {re.escape(name)} .*{problem}"):
         compiled.Decoder(spec, bad, num_threads=1, isa=COMPILED_ISAS[0])
 
@@ -215,7 +215,7 @@ def test_packed_weights_are_viewed_and_kept_alive(dtype: str) -> None:
         arrays[name] = packed.arrays[name]  # where a decoder wants it
     steps = ragged_batch(spec, np.random.default_rng(1), [5, 9])
     expected, found = (
-        compiled.Decoder(spec, compiled.PackedWeights(dtype, each), num_threads=1, isa=COMPILED_ISAS[0])
+        compiled.Decoder(spec, kernels.PackedWeights(dtype, each), num_threads=1, isa=COMPILED_ISAS[0])
         for each in (packed.arrays, arrays)
     )
     norm = arrays["final_norm.weight"]

@@ -24,6 +24,7 @@ from pocketlm.kernels.inputs import (
     SamplingInputs,
     SamplingOutputs,
 )
+from pocketlm.kernels.packed_weights import PackedWeights
 from pocketlm.kernels.spec import DecoderSpec
 
 try:
@@ -44,12 +45,15 @@ __all__ = [
     "ForwardInputs",
     "KVCache",
     "LogprobOutputs",
+    "PackedWeights",
     "SamplingInputs",
     "SamplingOutputs",
     "available_isas",
     "create_decoder",
+    "create_packed_decoder",
     "isa",
     "kv_block_bytes",
+    "packed_weights",
 ]
 
 log = logging.getLogger(__name__)
@@ -133,3 +137,13 @@ def create_decoder(
         return reference.Decoder(spec, weights, dtype=dtype, num_threads=num_threads)
     packed = compiled.pack(spec, weights, dtype=dtype, num_threads=num_threads)
     return compiled.Decoder(spec, packed, num_threads=num_threads, isa=name)
+
+
+def create_packed_decoder(spec: DecoderSpec, weights: PackedWeights, *, num_threads: int) -> Decoder:
+    """A compiled decoder of weights that are packed already. ValueError if they are not this spec's."""
+    return compiled.Decoder(spec, weights, num_threads=num_threads, isa=isa()[0])
+
+
+def packed_weights(decoder: Decoder) -> PackedWeights | None:
+    """What a decoder computes with; None if it is the reference, which packs nothing."""
+    return decoder.weights if COMPILED_ISAS and isinstance(decoder, compiled.Decoder) else None

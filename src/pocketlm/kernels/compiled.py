@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from pocketlm.kernels.inputs import (
     SamplingInputs,
     SamplingOutputs,
 )
+from pocketlm.kernels.packed_weights import PackedWeights
 from pocketlm.kernels.spec import TABLES, DecoderSpec
 
 assert _core.BLOCK_SIZE == BLOCK_SIZE
@@ -29,18 +29,6 @@ padded_head_dim = _core.padded_head_dim
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that this build holds and this processor runs, best first."""
     return tuple(_core.available_isas())
-
-
-@dataclass(frozen=True)
-class PackedWeights:
-    """Weights as the core takes them, see spec.py. It views the arrays and never writes to them."""
-
-    dtype: str
-    arrays: Mapping[str, NDArray[Any]]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays.values())
 
 
 def pack(
@@ -71,7 +59,7 @@ def pack(
 class Decoder:
     def __init__(self, spec: DecoderSpec, weights: PackedWeights, *, num_threads: int, isa: str) -> None:
         self.spec, self.dtype, self.num_threads = spec, weights.dtype, num_threads
-        self.weights_bytes = weights.num_bytes
+        self.weights, self.weights_bytes = weights, weights.num_bytes
         self._core = _core.Decoder(spec, dict(weights.arrays), weights.dtype, num_threads, isa)
 
     def new_kv_cache(self, num_blocks: int) -> _core.KVCache:

@@ -47,7 +47,7 @@ class CheckpointFile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if (folder / SINGLE).exists():
-            self._tensors = _read_header(folder / SINGLE)
+            _, self._tensors = read_safetensors(folder / SINGLE)
         elif (folder / INDEX).exists():
             self._tensors = _read_shards(folder / INDEX)
         else:
@@ -91,7 +91,8 @@ class CheckpointFile:
         return np.require(values, requirements="A")  # a copy only after an odd-sized neighbour
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
+    """A file's metadata, and its tensors on its memory map. ModelLoadError."""
     try:
         # Checks the header's JSON, every offset against dtype and shape, and the length of the file.
         with safe_open(path, framework="numpy"):
@@ -105,12 +106,12 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     header_bytes = int(content[:8].view("<u8")[0])
     header = json.loads(content[8 : 8 + header_bytes].tobytes())
     data = content[8 + header_bytes :]
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
     tensors = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         tensors[name] = StoredTensor(path, entry["dtype"], tuple(entry["shape"]), data[start:stop])
-    return tensors
+    return metadata, tensors
 
 
 def _read_shards(index: Path) -> dict[str, StoredTensor]:
@@ -127,7 +128,7 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
         if file_name not in shards:
             if not path.exists():
                 raise ModelLoadError(f"{index} lists {file_name}, which is not in the folder")
-            shards[file_name] = _read_header(path)
+            _, shards[file_name] = read_safetensors(path)
         if name not in shards[file_name]:
             raise ModelLoadError(f"{index} puts tensor {name} in {file_name}, which does not have it")
         tensors[name] = shards[file_name][name]
