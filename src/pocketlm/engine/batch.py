@@ -12,8 +12,8 @@ from pocketlm.outputs import TokenLogprobs
 class ScheduledSequence(NamedTuple):
     """The next `num_scheduled_tokens` pending tokens of `seq`, at least one.
 
-    Where they are all it has, a draft may follow: a guess at what it will draw, computed with them. It
-    is no part of `seq` before its tokens were drawn.
+    After a single one that is all it has, a draft may follow: a guess at what it will draw, computed with
+    it. It is no part of `seq` before its tokens are drawn.
     """
 
     seq: Sequence

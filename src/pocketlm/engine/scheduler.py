@@ -131,15 +131,14 @@ class Scheduler:
         What the rest of the draft left in the KV cache lies beyond num_computed_tokens: it is never read,
         and overwritten by the tokens that come there.
         """
-        seq, num_tokens = item.seq, item.num_scheduled_tokens
-        is_at_end = item.reaches_end
+        seq, is_at_end = item.seq, item.reaches_end
         self.num_draft_tokens += len(item.draft_token_ids)
         outputs: list[StepOutput] = []
         for one, guess in zip_longest((result, *result.after_draft), item.draft_token_ids):
             if not one.is_finite:
                 outputs.append(self.fail(seq, NonFiniteLogits(NON_FINITE_LOGITS)))
                 break
-            self.block_manager.commit(seq, num_tokens)
+            self.block_manager.commit(seq, item.num_scheduled_tokens)  # one, if there is a draft
             if seq.prompt_logprobs is not None:
                 seq.prompt_logprobs += one.prompt_logprobs
             if is_at_end:
@@ -149,7 +148,6 @@ class Scheduler:
             self.num_accepted_tokens += 1
             if seq.status is SequenceStatus.FINISHED:
                 break
-            num_tokens = 1
         return outputs
 
     def _advance(self, seq: Sequence, result: ComputedSequence) -> StepOutput:
