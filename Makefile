@@ -8,7 +8,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h)
 # Built in the open with warnings as errors; a user's install only warns.
 INSTALL := $(BIN)/pip install --quiet --editable
 
-.PHONY: help serve test lint format docs test-oracle sanitize bench load clean
+.PHONY: help serve test lint format docs test-oracle sanitize bench bench-peers load clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-oracle   compare with Hugging Face Transformers (installs torch)"
 	@echo "make sanitize      run the kernel tests under AddressSanitizer, UBSan and ThreadSanitizer"
 	@echo "make bench         measure the engine, in process and over HTTP"
+	@echo "make bench-peers   measure other engines and ours in turn (builds them below .bench/, gigabytes)"
 	@echo "make load          200 clients for two minutes against a server of its own"
 	@echo "make clean         remove what the others made"
 
@@ -82,6 +83,9 @@ sanitize: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/serving.py
+
+bench-peers: $(VENV)/installed
+	PYTHONPATH=benchmarks:tests $(BIN)/python -m peers $(ARGS)
 
 load: $(VENV)/installed-test
 	$(BIN)/python benchmarks/load.py

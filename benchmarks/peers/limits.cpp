@@ -1,0 +1,119 @@
+// What the machine can do at most: g++ -O3 -march=native -pthread limits.cpp; ./a.out THREADS MIB...
+//
+// Prints JSON: bytes read per second out of buffers of so many MiB, and multiply-adds per second in
+// registers by number format (those that this processor multiplies natively). Best of a few tries.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int VECTOR_BYTES = 64, NUM_CHAINS = 24;  // enough to hide the latency, few enough for the registers
+#else
+constexpr int VECTOR_BYTES = 32, NUM_CHAINS = 12;
+#endif
+constexpr int NUM_TRIES = 5, LINE = 64, AHEAD = 4096;  // bytes
+constexpr long NUM_STEPS = 400'000;
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint64_t Words __attribute__((vector_size(VECTOR_BYTES)));
+
+double now_s() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The least seconds in which all threads did their part.
+double best_s(int num_threads, const std::function<void(int)>& part) {
+    double best = 1e9;
+    for (int i = 0; i < NUM_TRIES; i++) {
+        double start = now_s();
+        std::vector<std::thread> threads;
+        for (int t = 1; t < num_threads; t++) threads.emplace_back(part, t);
+        part(0);
+        for (std::thread& thread : threads) thread.join();
+        best = std::min(best, now_s() - start);
+    }
+    return best;
+}
+
+double read_speed(int num_threads, size_t num_bytes) {
+    size_t share = num_bytes / num_threads / LINE * LINE;
+    std::vector<uint8_t> buffer(share * num_threads + LINE);
+    std::fill(buffer.begin(), buffer.end(), 1);
+    const uint8_t* start = buffer.data() + (LINE - reinterpret_cast<uintptr_t>(buffer.data()) % LINE) % LINE;
+    double seconds = best_s(num_threads, [=](int thread) {
+        const uint8_t* data = start + thread * share;
+        Words sums[4] = {};
+        for (size_t i = 0; i + 4 * VECTOR_BYTES <= share; i += 4 * VECTOR_BYTES) {
+            for (int j = 0; j < 4 * VECTOR_BYTES; j += LINE) __builtin_prefetch(data + i + j + AHEAD);
+            for (int j = 0; j < 4; j++) sums[j] += *reinterpret_cast<const Words*>(data + i + j * VECTOR_BYTES);
+        }
+        for (Words& sum : sums) asm volatile("" : : "m"(sum));
+    });
+    return share * num_threads / seconds;
+}
+
+// `step` adds the products of two registers to a third.
+template <typename Vector, Vector (*step)(Vector, Vector, Vector)>
+double multiply_speed(int num_threads, int multiply_adds) {
+    double seconds = best_s(num_threads, [=](int) {
+        Vector sums[NUM_CHAINS] = {}, a = {}, b = {};
+        // The empty assembly keeps the compiler from finding all chains equal, and from dropping them.
+#pragma GCC unroll 24
+        for (int j = 0; j < NUM_CHAINS; j++) asm volatile("" : "+v"(sums[j]));
+        for (long i = 0; i < NUM_STEPS; i++) {
+            asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 24
+            for (int j = 0; j < NUM_CHAINS; j++) sums[j] = step(sums[j], a, b);
+        }
+#pragma GCC unroll 24
+        for (int j = 0; j < NUM_CHAINS; j++) asm volatile("" : "+v"(sums[j]));
+    });
+    return static_cast<double>(num_threads) * NUM_STEPS * NUM_CHAINS * multiply_adds / seconds;
+}
+
+Floats float32(Floats sum, Floats a, Floats b) { return sum + a * b; }
+
+// Assembly, as GCC 12 copies the sums of the intrinsics to and fro.
+[[maybe_unused]] Floats bfloat16(Floats sum, Floats a, Floats b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+}
+[[maybe_unused]] Ints int8(Ints sum, Ints a, Ints b) {
+#ifdef __AVX512VNNI__
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#endif
+    return sum;
+}
+
+}  // namespace
+
+int main(int num_arguments, char** arguments) {
+    int num_threads = std::atoi(arguments[1]);
+    std::printf("{\"bytes_per_s\": {");
+    for (int i = 2; i < num_arguments; i++) {
+        double speed = read_speed(num_threads, std::strtoull(arguments[i], nullptr, 10) << 20);
+        std::printf("%s\"%s\": %.4g", i > 2 ? ", " : "", arguments[i], speed);
+    }
+    double speed = multiply_speed<Floats, float32>(num_threads, VECTOR_BYTES / 4);
+    std::printf("}, \"multiply_adds_per_s\": {\"float32\": %.4g", speed);
+#ifdef __AVX512BF16__
+    speed = multiply_speed<Floats, bfloat16>(num_threads, VECTOR_BYTES / 2);
+    std::printf(", \"bfloat16\": %.4g", speed);
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    speed = multiply_speed<Ints, int8>(num_threads, VECTOR_BYTES);
+    std::printf(", \"int8\": %.4g", speed);
+#endif
+    std::printf("}}\n");
+}

