@@ -7,12 +7,19 @@ namespace pocketlm {
 
 namespace {
 
-constexpr int kRowsPerTask = 8;  // for work done row by row
 constexpr int kQueriesPerTask = 16;
 constexpr int kTasksPerThread = 16;  // at least, where there is enough to do
 constexpr int kRowsPerPanel = 96;    // rows that pass a weight panel before another thread may take over
 
 int num_pieces(int size, int piece) { return (size + piece - 1) / piece; }
+
+// A row of a table: where it lies if it can be read there, else copied to `copy`.
+const float* row_of(const Tensor& table, int64_t row, float* copy) {
+  if (!table.is_half && table.column_stride == 1)
+    return static_cast<const float*>(table.data) + row * table.row_stride;
+  for (int64_t i = 0; i < table.columns; ++i) copy[i] = table.at(row, i);
+  return copy;
+}
 
 }  // namespace
 
@@ -37,6 +44,7 @@ Decoder::Decoder(const Spec& spec, const Weights& weights, int num_threads, cons
     scratch.scores =
         Buffer<float>(static_cast<int64_t>(kMaxQueries) * round_up(spec.max_positions, kBlockSize));
     scratch.queries.resize(kMaxQueries * (spec.num_heads / spec.num_kv_heads));
+    scratch.row = Buffer<float>(spec.hidden_size);
   }
 }
 
@@ -48,42 +56,47 @@ void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
   prepare_rotation(batch);
 
   float* x = x_.data();
-  float* normed = normed_.at_least(static_cast<int64_t>(num_tokens) * spec_.hidden_size);
   float* qkv = qkv_.at_least(static_cast<int64_t>(num_tokens) * spec_.qkv_size());
-  attended_.at_least(static_cast<int64_t>(num_tokens) * spec_.num_heads * spec_.head_dim);
+  const float* attended =
+      attended_.at_least(static_cast<int64_t>(num_tokens) * spec_.num_heads * spec_.head_dim);
+  float* hidden = hidden_.at_least(static_cast<int64_t>(num_tokens) * spec_.intermediate_size);
   for (int i = 0; i < spec_.num_layers; ++i) {
     const LayerWeights& layer = weights_.layers[i];
     const NormWeights& mlp_norm = layer.mlp_norm.weight ? layer.mlp_norm : layer.attention_norm;
-    norm_rows(layer.attention_norm, x, num_tokens, normed);
-    linear(layer.qkv, normed, num_tokens, qkv);
+    const auto expand = [&] {
+      widen(layer, norm_rows(mlp_norm, x, num_tokens, layer.up), num_tokens, hidden);
+    };
+    linear(layer.qkv, norm_rows(layer.attention_norm, x, num_tokens, layer.qkv), num_tokens, qkv);
     store_keys_and_values(batch, i, cache);
     attend(batch, i, cache);
-    if (spec_.parallel_residual) norm_rows(mlp_norm, x, num_tokens, normed);
-    linear(layer.attention_out, attended_.data(), num_tokens, x, Activation::kNone, Combine::kAdd);
-    if (!spec_.parallel_residual) norm_rows(mlp_norm, x, num_tokens, normed);
-    mlp(layer, normed, num_tokens);
+    if (spec_.parallel_residual) expand();  // before x has attention's output
+    linear(layer.attention_out, rows_for(layer.attention_out, attended, num_tokens), num_tokens, x,
+           Activation::kNone, Combine::kAdd);
+    if (!spec_.parallel_residual) expand();
+    linear(layer.down, rows_for(layer.down, hidden, num_tokens), num_tokens, x, Activation::kNone,
+           Combine::kAdd);
   }
 
   float* last = qkv_.at_least(static_cast<int64_t>(batch.num_logit_rows) * spec_.hidden_size);
   for (int r = 0; r < batch.num_logit_rows; ++r)
     std::copy_n(x + static_cast<int64_t>(batch.logit_rows[r]) * spec_.hidden_size, spec_.hidden_size,
                 last + static_cast<int64_t>(r) * spec_.hidden_size);
-  normed = normed_.at_least(static_cast<int64_t>(batch.num_logit_rows) * spec_.hidden_size);
-  norm_rows(weights_.final_norm, last, batch.num_logit_rows, normed);
-  linear(weights_.head, normed, batch.num_logit_rows, logits);
+  linear(weights_.head, norm_rows(weights_.final_norm, last, batch.num_logit_rows, weights_.head),
+         batch.num_logit_rows, logits);
 }
 
 void Decoder::embed(const Batch& batch) {
-  const int size = spec_.hidden_size;
-  float* x = x_.at_least(static_cast<int64_t>(batch.num_tokens) * size);
-  for (int t = 0; t < batch.num_tokens; ++t) {
-    float* row = x + static_cast<int64_t>(t) * size;
-    for (int i = 0; i < size; ++i)
-      row[i] = weights_.token_embedding.at(batch.token_ids[t], i) * spec_.embedding_scale;
-    if (!weights_.position_embedding.data) continue;
-    const int64_t position = batch.positions[t] + spec_.position_offset;
-    for (int i = 0; i < size; ++i) row[i] += weights_.position_embedding.at(position, i);
-  }
+  const int64_t size = spec_.hidden_size;
+  float* x = x_.at_least(batch.num_tokens * size);
+  for_rows(batch.num_tokens, [&](int64_t t, int thread) {
+    float *row = x + t * size, *copy = scratch_[thread].row.data();
+    const float* token = row_of(weights_.token_embedding, batch.token_ids[t], copy);
+    for (int64_t i = 0; i < size; ++i) row[i] = token[i] * spec_.embedding_scale;
+    if (!weights_.position_embedding.data) return;
+    const float* position =
+        row_of(weights_.position_embedding, batch.positions[t] + spec_.position_offset, copy);
+    for (int64_t i = 0; i < size; ++i) row[i] += position[i];
+  });
 }
 
 void Decoder::prepare_rotation(const Batch& batch) {
@@ -114,38 +127,37 @@ void Decoder::rotate(float* heads, int num_heads, int token) const {
   }
 }
 
-void Decoder::norm_rows(const NormWeights& weights, const float* x, int num_rows, float* out) {
+Decoder::Rows Decoder::norm_rows(const NormWeights& weights, const float* x, int num_rows,
+                                 const Matrix& reader) {
   const int64_t size = spec_.hidden_size;
-  pool_.run(num_pieces(num_rows, kRowsPerTask), [&](int task, int) {
-    const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
-    for (int row = task * kRowsPerTask; row < end; ++row)
-      kernels_.norm(spec_.norm, x + row * size, weights.weight, weights.bias, spec_.norm_epsilon,
-                    spec_.hidden_size, out + row * size);
-  });
+  const auto norm = [&](int64_t row, float* out) {
+    kernels_.norm(spec_.norm, x + row * size, weights.weight, weights.bias, spec_.norm_epsilon,
+                  spec_.hidden_size, out);
+  };
+  if (reader.dtype() == Dtype::kInt8)
+    return quantize_rows(num_rows, spec_.hidden_size, [&](int64_t row, int thread) {
+      norm(row, scratch_[thread].row.data());
+      return scratch_[thread].row.data();
+    });
+  float* normed = normed_.at_least(num_rows * size);
+  for_rows(num_rows, [&](int64_t row, int) { norm(row, normed + row * size); });
+  return {normed, {}};
+}
+
+Decoder::Rows Decoder::rows_for(const Matrix& reader, const float* x, int num_rows) {
+  if (reader.dtype() != Dtype::kInt8) return {x, {}};
+  return quantize_rows(num_rows, reader.k(), [&](int64_t row, int) { return x + row * reader.k(); });
 }
 
 // out = combine(out, activation(x W + b)); x [rows, K], out [rows, N]
-void Decoder::linear(const Matrix& matrix, const float* x, int num_rows, float* out, Activation activation,
+void Decoder::linear(const Matrix& matrix, const Rows& x, int num_rows, float* out, Activation activation,
                      Combine combine) {
-  QuantizedRows quantized = {};
-  if (matrix.dtype() == Dtype::kInt8) {
-    const int64_t stride = round_up(matrix.k(), 4);
-    int8_t* values = quantized_.at_least(num_rows * stride);
-    float* scales = quantized_scales_.at_least(num_rows);
-    int32_t* sums = quantized_sums_.at_least(num_rows);
-    pool_.run(num_pieces(num_rows, kRowsPerTask), [&](int task, int) {
-      const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
-      for (int64_t row = task * kRowsPerTask; row < end; ++row)
-        kernels_.quantize(x + row * matrix.k(), matrix.k(), values + row * stride, scales + row, sums + row);
-    });
-    quantized = {values, stride, scales, sums};
-  }
   const Output output = {out, matrix.n(), matrix.n(), matrix.bias(), activation, combine};
   const int num_panels = num_pieces(matrix.n(), kPanelColumns);
   const int num_row_pieces = num_pieces(num_rows, kRowsPerPanel);
   pool_.run(num_panels * num_row_pieces, [&](int task, int) {
     const int first = task % num_row_pieces * kRowsPerPanel;
-    matrix.multiply(kernels_, task / num_row_pieces, x, quantized, first,
+    matrix.multiply(kernels_, task / num_row_pieces, x.floats, x.bytes, first,
                     std::min(kRowsPerPanel, num_rows - first), output);
   });
 }
@@ -220,16 +232,14 @@ void Decoder::attend(const Batch& batch, int layer, const KVCache& cache) {
   });
 }
 
-// x += down(activation(up(normed))), or down(activation(gate(normed)) * up(normed))
-void Decoder::mlp(const LayerWeights& layer, const float* normed, int num_rows) {
-  float* hidden = hidden_.at_least(static_cast<int64_t>(num_rows) * spec_.intermediate_size);
+// hidden = activation(up(normed)), or activation(gate(normed)) * up(normed)
+void Decoder::widen(const LayerWeights& layer, const Rows& normed, int num_rows, float* hidden) {
   if (spec_.gated_mlp) {
     linear(layer.gate, normed, num_rows, hidden, spec_.activation);
     linear(layer.up, normed, num_rows, hidden, Activation::kNone, Combine::kMultiply);
   } else {
     linear(layer.up, normed, num_rows, hidden, spec_.activation);
   }
-  linear(layer.down, hidden, num_rows, x_.data(), Activation::kNone, Combine::kAdd);
 }
 
 }  // namespace pocketlm

@@ -2,6 +2,7 @@
 // of the weights are in src/pocketlm/kernels/spec.py.
 #pragma once
 
+#include <algorithm>
 #include <mutex>
 #include <vector>
 
@@ -12,6 +13,8 @@
 #include "thread_pool.h"
 
 namespace pocketlm {
+
+constexpr int kRowsPerTask = 8;  // for work done row by row
 
 struct Spec {
   int vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size,
@@ -92,23 +95,51 @@ class Decoder {
 
  private:
   struct Scratch {  // of one thread
-    Buffer<float> scores;
+    Buffer<float> scores, row;
     std::vector<Query> queries;
   };
   struct AttentionTask {  // heads are key-value heads
     int sequence, first_token, num_tokens, first_head, num_heads;
   };
+  struct Rows {  // that a matrix is multiplied with: floats or, with int8 weights, bytes
+    const float* floats;
+    QuantizedRows bytes;
+  };
 
   void embed(const Batch& batch);
   void prepare_rotation(const Batch& batch);
-  void norm_rows(const NormWeights& weights, const float* x, int num_rows, float* out);
-  void linear(const Matrix& matrix, const float* x, int num_rows, float* out,
+  // Rows as the matrix that reads them wants them.
+  Rows norm_rows(const NormWeights& weights, const float* x, int num_rows, const Matrix& reader);
+  Rows rows_for(const Matrix& reader, const float* x, int num_rows);
+  void linear(const Matrix& matrix, const Rows& x, int num_rows, float* out,
               Activation activation = Activation::kNone, Combine combine = Combine::kStore);
   void plan_attention(const Batch& batch);
   void store_keys_and_values(const Batch& batch, int layer, KVCache& cache);
   void attend(const Batch& batch, int layer, const KVCache& cache);
-  void mlp(const LayerWeights& layer, const float* x, int num_rows);
+  void widen(const LayerWeights& layer, const Rows& normed, int num_rows, float* hidden);
   void rotate(float* heads, int num_heads, int token) const;
+
+  // Calls work(row, thread) for each row, on all threads.
+  template <class Work>
+  void for_rows(int num_rows, const Work& work) {
+    pool_.run((num_rows + kRowsPerTask - 1) / kRowsPerTask, [&](int task, int thread) {
+      const int end = std::min(num_rows, (task + 1) * kRowsPerTask);
+      for (int row = task * kRowsPerTask; row < end; ++row) work(row, thread);
+    });
+  }
+
+  // floats(row, thread) gives a row's k numbers. The result lives until the next call.
+  template <class Floats>
+  Rows quantize_rows(int num_rows, int k, const Floats& floats) {
+    const int64_t stride = round_up(k, 4);
+    int8_t* values = quantized_.at_least(num_rows * stride);
+    float* scales = quantized_scales_.at_least(num_rows);
+    int32_t* sums = quantized_sums_.at_least(num_rows);
+    for_rows(num_rows, [&](int64_t row, int thread) {
+      kernels_.quantize(floats(row, thread), k, values + row * stride, scales + row, sums + row);
+    });
+    return {nullptr, {values, stride, scales, sums}};
+  }
 
   const Spec spec_;
   const Weights weights_;

@@ -91,21 +91,27 @@ static inline i32x total(Sums sums) { return sums; }
 #endif
 
 constexpr int kRows = 6;
-constexpr int kPrefetchBytes = 2048;  // how far ahead weights are asked for, out of the second-level cache
 constexpr int kVectors = kLanes == 16 ? 4 : 1;
+constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel, for 4 steps of k
+
+// Asks for weights ahead of their use: from `next` on, `step` bytes further in every step of the tile.
+struct Prefetch {
+  const uint8_t* next;
+  int64_t step;
+};
 
 template <int kNumRows>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
-                 int column, int first, const Output& out) {
+                 int column, int first, Prefetch ahead, const Output& out) {
   Sums sums[kNumRows][kVectors] = {};
   const int8_t* values = x.values + row * x.stride;
   for (int i = 0; i < k; i += 4) {
+    for (int line = 0; line < kVectors; ++line)
+      __builtin_prefetch(ahead.next + line * 4 * kLanes, 0, 2);  // into the second-level cache
+    ahead.next += ahead.step;
     Weights weights[kVectors];
-    for (int v = 0; v < kVectors; ++v) {
-      const uint8_t* p = panel + (i * kPanelColumns + (first + v * kLanes) * 4);
-      __builtin_prefetch(p + kPrefetchBytes);
-      weights[v] = load_weights(p);
-    }
+    for (int v = 0; v < kVectors; ++v)
+      weights[v] = load_weights(panel + (i * kPanelColumns + (first + v * kLanes) * 4));
     for (int r = 0; r < kNumRows; ++r) {
       int32_t four;
       std::memcpy(&four, values + r * x.stride + i, 4);
@@ -123,49 +129,57 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   }
 }
 
+// A panel is read from memory once and from cache by all tiles after the first. So that the first need not
+// wait either, the tiles ask in even shares for the panel that follows in memory: the same thread most
+// often takes it next. A single tile passes too fast for that and asks for its own panel's next weights.
 void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int num_rows,
                int column, const Output& out) {
-  using Tile =
-      void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, const Output&);
+  using Tile = void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, Prefetch,
+                        const Output&);
   constexpr Tile kTiles[kRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+  constexpr int kAhead = 8192;  // bytes, of a single tile
+  const int num_tiles = (num_rows + kRows - 1) / kRows;
+  const int num_passes = num_tiles * (kPanelColumns / (kVectors * kLanes));
+  const int64_t steps = round_up(k, 4) / 4, step = (kBytesPerStep + num_passes - 1) / num_passes;
+  Prefetch ahead = {panel + (num_tiles == 1 ? kAhead : steps * kBytesPerStep), step};
   for (int first = 0; first < kPanelColumns; first += kVectors * kLanes) {
-    for (int row = 0; row < num_rows; row += kRows) {
-      const int height = num_rows - row < kRows ? num_rows - row : kRows;
-      kTiles[height - 1](panel, column_scales, k, x, row, column, first, out);
+    for (int i = 0, row = 0; i < num_tiles; ++i) {
+      const int height = (num_rows - row) / (num_tiles - i);  // as even as can be
+      kTiles[height - 1](panel, column_scales, k, x, row, column, first, ahead, out);
+      row += height;
+      ahead.next += steps * step;
     }
   }
 }
 
 // Symmetric: scale = largest / 127, value = round(x * 127 / largest).
 void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum) {
-  f32x top = {}, poison = {};  // poison stays 0 unless something is not finite
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const f32x v = load(x + i);
-    top = max(abs(v), top);
-    poison = poison + v * 0.0f;
-  }
-  if (i < n) {
-    const f32x v = load_some(x + i, n - i, 0.0f);
-    top = max(abs(v), top);
-    poison = poison + v * 0.0f;
-  }
-  const float peak = largest(top);
-  const bool finite = pocketlm::POCKETLM_ISA::sum(poison) == 0.0f;
-  const float inverse = finite && peak > 0.0f ? 127.0f / peak : 0.0f;
+  const int whole = n / kLanes * kLanes, left = n - whole;
+  const auto magnitude = [](f32x v) { return reinterpret_cast<i32x>(abs(v)); };
+  i32x top = {};  // the bits of magnitudes are ordered as these are, infinity and NaN come last
+  for (int i = 0; i < whole; i += kLanes) top = max(magnitude(load(x + i)), top);
+  if (left) top = max(magnitude(load_some(x + whole, left, 0.0f)), top);
+  const int32_t peak_bits = largest(top);
+  float peak;
+  std::memcpy(&peak, &peak_bits, 4);
+  const bool finite = peak_bits < 0x7f800000;
   *scale = finite ? peak / 127.0f : NAN;
-  int32_t row_sum = 0;
-  for (i = 0; i < n; i += kLanes) {
-    const int width = n - i < kLanes ? n - i : kLanes;
-    const f32x v = width == kLanes ? load(x + i) : load_some(x + i, width, 0.0f);
-    const i32x rounded = round_to_int(finite ? v * inverse : f32x{});
-    for (int j = 0; j < width; ++j) {
-      values[i + j] = static_cast<int8_t>(rounded[j]);
-      row_sum += rounded[j];
-    }
+  if (!finite || peak == 0.0f) {
+    std::memset(values, 0, round_up(n, 4));
+    *sum = 0;
+    return;
   }
-  for (i = n; i < round_up(n, 4); ++i) values[i] = 0;
-  *sum = row_sum;
+  const float inverse = 127.0f / peak;
+  i32x sums = {};
+  const auto put = [&](f32x v, int8_t* place, int width) {
+    const i32x rounded = round_to_int(v * inverse);
+    const i8x bytes = __builtin_convertvector(rounded, i8x);
+    std::memcpy(place, &bytes, width);
+    sums += rounded;
+  };
+  for (int i = 0; i < whole; i += kLanes) put(load(x + i), values + i, kLanes);
+  if (left) put(load_some(x + whole, left, 0.0f), values + whole, round_up(left, 4));
+  *sum = pocketlm::POCKETLM_ISA::sum(sums);
 }
 
 }  // namespace pocketlm::POCKETLM_ISA

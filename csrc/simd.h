@@ -30,6 +30,7 @@ constexpr int kLanes = 4;
 typedef float f32x __attribute__((vector_size(4 * kLanes)));
 typedef int32_t i32x __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t u32x __attribute__((vector_size(4 * kLanes)));
+typedef int8_t i8x __attribute__((vector_size(kLanes)));
 
 static inline f32x load(const float* p) {
   f32x v;
@@ -60,6 +61,22 @@ static inline f32x fma(f32x a, f32x b, f32x c) {
 #else
   return a * b + c;
 #endif
+}
+
+static inline i32x max(i32x a, i32x b) { return a > b ? a : b; }
+static inline int32_t largest(i32x v) {
+  int32_t lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+static inline int32_t sum(i32x v) {
+  int32_t lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof v);
+  int32_t result = 0;
+  for (int i = 0; i < kLanes; ++i) result += lanes[i];
+  return result;
 }
 
 static inline float sum(f32x v) {
@@ -153,7 +170,8 @@ static inline f32x activate(Activation activation, f32x v) {
       return 0.5f * v * (1.0f + e);
     }
     case Activation::kGeluTanh:
-      return 0.5f * v * (1.0f + tanh(0.797884561f * (v + 0.044715f * v * v * v)));
+      // v / 2 * (1 + tanh(u)) = v * sigmoid(2 u): one division
+      return v * sigmoid(1.59576912f * (v + 0.044715f * v * v * v));
     case Activation::kQuickGelu:
       return v * sigmoid(1.702f * v);
     case Activation::kRelu:

@@ -34,7 +34,23 @@ bool spin_until(const Condition& condition) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+void ThreadPool::Share::give(uint32_t begin, uint32_t end) { tasks = uint64_t{begin} << 32 | end; }
+
+std::optional<int> ThreadPool::Share::take_first() {
+  uint64_t left = tasks;
+  while (left >> 32 < (left & 0xffffffff))
+    if (tasks.compare_exchange_weak(left, left + (uint64_t{1} << 32))) return static_cast<int>(left >> 32);
+  return std::nullopt;
+}
+
+std::optional<int> ThreadPool::Share::take_last() {
+  uint64_t left = tasks;
+  while (left >> 32 < (left & 0xffffffff))
+    if (tasks.compare_exchange_weak(left, left - 1)) return static_cast<int>((left & 0xffffffff) - 1);
+  return std::nullopt;
+}
+
+ThreadPool::ThreadPool(int num_threads) : shares_(num_threads) {
   for (int thread = 1; thread < num_threads; ++thread)
     threads_.emplace_back([this, thread] { worker(thread); });
 }
@@ -67,10 +83,13 @@ std::optional<double> ThreadPool::cpu_seconds() {
 void ThreadPool::run_shared(int num_tasks, Call call, const void* context) {
   call_ = call;
   context_ = context;
-  num_tasks_ = num_tasks;
   unfinished_ = num_tasks;
-  untaken_ = num_tasks;  // from here on tasks can be taken
-  // A sleeper counts itself before it looks at untaken_, so one of the two sees the other.
+  const int64_t num_shares = num_threads();
+  for (int64_t i = 0; i < num_shares; ++i)  // from here on tasks can be taken
+    shares_[i].give(static_cast<uint32_t>(num_tasks * i / num_shares),
+                    static_cast<uint32_t>(num_tasks * (i + 1) / num_shares));
+  ++num_runs_;
+  // A sleeper counts itself before it looks at num_runs_, so one of the two sees the other.
   if (num_asleep_ > 0) {
     {
       std::lock_guard lock(mutex_);
@@ -87,21 +106,29 @@ void ThreadPool::run_shared(int num_tasks, Call call, const void* context) {
 }
 
 void ThreadPool::work_until_used_up(int thread) {
-  for (;;) {
-    const int64_t left = untaken_.fetch_sub(1);
-    if (left <= 0) return;
-    call_(context_, static_cast<int>(num_tasks_ - left), thread);
-    if (unfinished_.fetch_sub(1) == 1 && caller_asleep_) {
-      {
-        std::lock_guard lock(mutex_);
-      }
-      all_done_.notify_one();
+  int64_t num_done = 0;
+  while (const auto task = shares_[thread].take_first()) {
+    call_(context_, *task, thread);
+    ++num_done;
+  }
+  for (int other = 1; other < num_threads(); ++other) {
+    while (const auto task = shares_[(thread + other) % num_threads()].take_last()) {
+      call_(context_, *task, thread);
+      ++num_done;
     }
+  }
+  // Reported at once: a run is not over, and no other begins, while one of its tasks is unreported.
+  if (num_done > 0 && unfinished_.fetch_sub(num_done) == num_done && caller_asleep_) {
+    {
+      std::lock_guard lock(mutex_);
+    }
+    all_done_.notify_one();
   }
 }
 
 void ThreadPool::worker(int thread) {
-  const auto work_or_stop = [this] { return untaken_ > 0 || stop_; };
+  int64_t num_seen = 0;
+  const auto work_or_stop = [&] { return num_runs_ != num_seen || stop_; };
   while (!stop_) {
     if (!spin_until(work_or_stop)) {
       std::unique_lock lock(mutex_);
@@ -109,6 +136,7 @@ void ThreadPool::worker(int thread) {
       work_there_.wait(lock, work_or_stop);
       --num_asleep_;
     }
+    num_seen = num_runs_;
     work_until_used_up(thread);
   }
 }

@@ -1,7 +1,9 @@
-// Threads that take small pieces of work from a shared counter and meet when it is used up.
+// Threads that share small pieces of work and meet when all are done.
 //
-// Work is shared dynamically: a thread that the system has put aside holds up the others by one piece,
-// not by its share of the whole. Who waits spins for some microseconds, then sleeps.
+// Each thread begins with an equal share of consecutive tasks, whose data lie side by side, and takes them
+// in order; when it has none left it takes the last ones of the others. So a thread that the system has put
+// aside holds up the others by one task, not by its share. Who waits spins for some microseconds, then
+// sleeps.
 #pragma once
 
 #include <atomic>
@@ -48,13 +50,22 @@ class ThreadPool {
   void work_until_used_up(int thread);
   void worker(int thread);
 
+  // Tasks [begin, end) of one thread that nobody has taken yet, as begin << 32 | end.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> tasks{0};
+
+    void give(uint32_t begin, uint32_t end);
+    std::optional<int> take_first();
+    std::optional<int> take_last();
+  };
+
   // Written by run() while no task is left, read only by threads that hold a task.
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  int num_tasks_ = 0;
 
-  std::atomic<int64_t> untaken_{0};     // a thread that subtracts 1 from n > 0 holds task num_tasks_ - n
-  std::atomic<int64_t> unfinished_{0};  // tasks not yet done
+  std::vector<Share> shares_;           // one a thread
+  std::atomic<int64_t> num_runs_{0};    // counted up when a run's tasks can be taken
+  std::atomic<int64_t> unfinished_{0};  // tasks not yet reported as done
   std::atomic<bool> stop_{false};
 
   std::mutex mutex_;
