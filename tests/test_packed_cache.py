@@ -191,7 +191,7 @@ def test_a_changed_config_or_tokenizer_is_seen(checkpoint: Path, cache_dir: Path
     only_file(cache_dir)
 
 
-@pytest.mark.parametrize("name", ["PACKING_VERSION", "version"])
+@pytest.mark.parametrize("name", ["PACKING_VERSION", "SMOOTHING_VERSION", "version"])
 def test_another_version_packs_again(
     name: str, checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

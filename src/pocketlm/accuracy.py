@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from pocketlm.kernels.inputs import BLOCK_SIZE, Float32Array, ForwardInputs
 from pocketlm.text.tokenizer import Tokenizer
 
 CHUNK = 64  # positions computed at a time, so that long windows of a large vocabulary fit in memory
+LogitsOf = Callable[[list[int]], Iterator[Float32Array]]
+
 DOCUMENT_SEPARATOR = re.compile(r"^<\|endoftext\|>\n?", re.MULTILINE)
 
 PASSAGE = """\
@@ -58,12 +61,15 @@ class Accuracy:
 
 def compare(reference: Decoder, decoder: Decoder, windows: Iterable[list[int]]) -> Accuracy:
     """Run both decoders over windows of token ids, each no longer than the context."""
+    return compare_logits(partial(logits_of, reference), partial(logits_of, decoder), windows)
+
+
+def compare_logits(reference: LogitsOf, decoder: LogitsOf, windows: Iterable[list[int]]) -> Accuracy:
+    """The same of whatever has logits, as chunks of equal length."""
     accuracy = Accuracy()
     for token_ids in windows:
         start = 0
-        for expected, found in zip(
-            logits_of(reference, token_ids), logits_of(decoder, token_ids), strict=True
-        ):
+        for expected, found in zip(reference(token_ids), decoder(token_ids), strict=True):
             next_ids = np.array(token_ids[start + 1 : start + 1 + len(expected)], np.int64)
             _add(accuracy, log_softmax(expected), log_softmax(found), next_ids)
             start += len(expected)
@@ -78,12 +84,12 @@ def windows_of(tokenizer: Tokenizer, text: str, length: int) -> Iterator[list[in
             yield token_ids[start : start + length]
 
 
-def logits_of(decoder: Decoder, token_ids: list[int]) -> Iterator[Float32Array]:
-    """The logits of every position in turn, as chunks [CHUNK or fewer, V]."""
+def logits_of(decoder: Decoder, token_ids: list[int], chunk_size: int = CHUNK) -> Iterator[Float32Array]:
+    """The logits of every position in turn, as chunks [chunk_size or fewer, V]."""
     kv_cache = decoder.new_kv_cache(-(-len(token_ids) // BLOCK_SIZE))
     block_tables = np.arange(kv_cache.num_blocks, dtype=np.int32)[None]  # [1, B] in order: slot = position
-    for start in range(0, len(token_ids), CHUNK):
-        chunk = np.array(token_ids[start : start + CHUNK], np.int32)
+    for start in range(0, len(token_ids), chunk_size):
+        chunk = np.array(token_ids[start : start + chunk_size], np.int32)
         end = start + len(chunk)
         positions = np.arange(start, end, dtype=np.int32)
         inputs = ForwardInputs(

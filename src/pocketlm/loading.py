@@ -21,6 +21,7 @@ from pocketlm.memory import MemoryEstimate
 from pocketlm.models import Checkpoint, CheckpointHeader, read_checkpoint, read_header
 from pocketlm.packed_cache import Findings, PackedCache
 from pocketlm.shapes import shape_header
+from pocketlm.smoothing import SMOOTHED_DTYPES, Weights, smooth
 from pocketlm.text.chat_template import ChatTemplate
 from pocketlm.text.tokenizer import Tokenizer
 
@@ -236,23 +237,29 @@ def resolve_dtype(
     config: EngineConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, num_threads: int
 ) -> tuple[str, str, Decoder]:
     """The number format of the weights, why, and the decoder packed in it."""
-
-    def pack(dtype: str) -> Decoder:
-        return kernels.create_decoder(
-            checkpoint.spec, checkpoint.weights, dtype=dtype, num_threads=num_threads
-        )
-
-    packed = [pack(dtype) for dtype in candidate_dtypes(config)]
+    packed = [create_decoder(checkpoint, tokenizer, dtype, num_threads) for dtype in candidate_dtypes(config)]
     if config.dtype != "auto":
         return config.dtype, "as configured", packed[0]
     if len(packed) == 1:
         return "float32", "the NumPy reference gains nothing from int8", packed[0]
     float32, int8 = packed
-    window = tokenizer.encode(PASSAGE)[: checkpoint.spec.max_positions]
-    kl = compare(float32, int8, [window]).mean_kl
+    kl = compare(float32, int8, [_passage_ids(checkpoint, tokenizer)]).mean_kl
     found = f"KL divergence of int8 from float32 is {kl:.2g} on the probe, bound {MAX_KL_DIVERGENCE:g}"
     # Written so that a NaN, from logits that are not finite, also means float32.
     return ("int8", found, int8) if kl <= MAX_KL_DIVERGENCE else ("float32", found, float32)
+
+
+def create_decoder(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str, num_threads: int) -> Decoder:
+    """The decoder of a checkpoint in a number format, smoothed where its activations have 8 bits."""
+    spec = checkpoint.spec
+    weights: Weights = checkpoint.weights
+    if dtype in SMOOTHED_DTYPES:
+        weights = smooth(spec, weights, _passage_ids(checkpoint, tokenizer))
+    return kernels.create_decoder(spec, weights, dtype=dtype, num_threads=num_threads)
+
+
+def _passage_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(PASSAGE)[: checkpoint.spec.max_positions]
 
 
 def resolve_max_model_len(config: EngineConfig, spec: DecoderSpec) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from pocketlm.accuracy import CHUNK
 from pocketlm.kernels.inputs import BLOCK_SIZE
 from pocketlm.kernels.spec import TABLES, DecoderSpec
 from pocketlm.models import CheckpointHeader
+from pocketlm.smoothing import SMOOTHED_DTYPES
 
 PANEL_COLUMNS = 64  # the compiled core pads the columns of a matrix to a multiple of this
 
@@ -54,6 +55,10 @@ def peak_bytes(header: CheckpointHeader, dtypes: tuple[str, ...], num_probe_toke
     if kernels.isa()[0] == "reference":
         # NumPy quantizes a matrix in several steps, each with an array of its own.
         total += max(24 * rows * columns for rows, columns in _packed_shapes(header.spec))
+    if not set(dtypes).isdisjoint(SMOOTHED_DTYPES):
+        # One matrix at a time in float64, or twice in float32; keys and values in float64.
+        total += max(8 * rows * columns for rows, columns in _packed_shapes(header.spec))
+        total += 2 * context_bytes(header.spec, "float32", num_probe_tokens)
     if len(dtypes) > 1:
         total += sum(context_bytes(header.spec, dtype, num_probe_tokens) for dtype in dtypes)
         total += 8 * 4 * CHUNK * header.spec.vocab_size  # logits, and what is computed from them

@@ -36,6 +36,7 @@ from pocketlm.kernels.packed_weights import PACKING_VERSION, PackedWeights
 from pocketlm.kernels.spec import TABLES
 from pocketlm.models import CheckpointHeader
 from pocketlm.models.checkpoint_file import read_safetensors
+from pocketlm.smoothing import SMOOTHING_VERSION
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ def _key(header: CheckpointHeader) -> Key | None:
     return {
         "pocketlm": version("pocketlm"),
         "packing": PACKING_VERSION,
+        "smoothing": SMOOTHING_VERSION,
         "small_files": small.hexdigest(),
         "weight_files": files,
     }

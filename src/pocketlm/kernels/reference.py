@@ -45,6 +45,8 @@ class KVCache:
 
 
 class Decoder:
+    float_type: type[np.floating[Any]] = np.float32  # smoothing.py has a subclass that computes in float64
+
     def __init__(
         self, spec: DecoderSpec, weights: Mapping[str, Array], *, dtype: str, num_threads: int = 1
     ) -> None:
@@ -64,13 +66,13 @@ class Decoder:
     def new_kv_cache(self, num_blocks: int) -> KVCache:
         spec = self.spec
         shape = (spec.num_layers, num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-        dtype = np.float32 if self.dtype == "float32" else np.float16
+        dtype = self.float_type if self.dtype == "float32" else np.float16
         return KVCache(np.zeros(shape, dtype), np.zeros(shape, dtype))
 
     def forward(self, inputs: ForwardInputs, kv_cache: KVCache) -> Float32Array:
         """Logits of the rows asked for [R, V]; the keys and values of all T tokens go into the cache."""
         spec = self.spec
-        x = self.weights["token_embedding"][inputs.token_ids].astype(np.float32)  # [T, E]
+        x = self.weights["token_embedding"][inputs.token_ids].astype(self.float_type)  # [T, E]
         x *= np.float32(spec.embedding_scale)
         if "position_embedding" in self.weights:
             x += self.weights["position_embedding"][inputs.positions + spec.position_offset]
@@ -105,7 +107,7 @@ class Decoder:
         variance = np.square(x).mean(axis=1, keepdims=True)
         y = x / np.sqrt(variance + np.float32(self.spec.norm_epsilon)) * self.weights[name + ".weight"]
         bias = self.weights.get(name + ".bias")
-        return np.asarray(y if bias is None else y + bias, np.float32)
+        return np.asarray(y if bias is None else y + bias, x.dtype)
 
     def _mlp(self, prefix: str, x: Float32Array) -> Float32Array:
         activation = ACTIVATIONS[self.spec.activation]
@@ -136,7 +138,7 @@ class Decoder:
         kv_cache.keys[slots] = keys
         kv_cache.values[slots] = values
 
-        attended = np.empty((num_tokens, num_heads, head_dim), np.float32)
+        attended = np.empty((num_tokens, num_heads, head_dim), x.dtype)
         sequence_of = np.repeat(np.arange(len(inputs.context_lens)), np.diff(inputs.query_starts))
         for t in range(num_tokens):
             length = inputs.positions[t] + 1
@@ -144,10 +146,10 @@ class Decoder:
             k = kv_cache.keys[layer, blocks].reshape(-1, num_kv_heads, head_dim)[:length]
             v = kv_cache.values[layer, blocks].reshape(-1, num_kv_heads, head_dim)[:length]
             q = queries[t].reshape(num_kv_heads, -1, head_dim)  # [G, H / G, D]
-            scores = np.einsum("ghd,pgd->ghp", q, k.astype(np.float32))
+            scores = np.einsum("ghd,pgd->ghp", q, k.astype(x.dtype))
             scores *= np.float32(spec.attention_scales[layer])
             scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            mixed = np.einsum("ghp,pgd->ghd", scores, v.astype(np.float32))
+            mixed = np.einsum("ghp,pgd->ghd", scores, v.astype(x.dtype))
             attended[t] = (mixed / scores.sum(axis=-1, keepdims=True)).reshape(num_heads, head_dim)
         return self.linears[f"layers.{layer}.attention_out"](attended.reshape(num_tokens, -1))
 
@@ -210,8 +212,8 @@ def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) ->
     """
     half = len(frequencies)
     angles = positions[:, None].astype(np.float64) * np.array(frequencies)  # [T, half]
-    cos = np.cos(angles).astype(np.float32)[:, None]
-    sin = np.sin(angles).astype(np.float32)[:, None]
+    cos = np.cos(angles).astype(x.dtype)[:, None]
+    sin = np.sin(angles).astype(x.dtype)[:, None]
     first, second = x[..., :half], x[..., half : 2 * half]
     return np.concatenate(
         [first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], axis=-1
@@ -227,7 +229,7 @@ def _sigmoid(x: Float32Array) -> Float32Array:
 
 
 def _gelu(x: Float32Array) -> Float32Array:
-    erf = np.vectorize(math.erf, otypes=[np.float32])
+    erf = np.vectorize(math.erf, otypes=[x.dtype])
     return np.float32(0.5) * x * (1 + erf(x * np.float32(math.sqrt(0.5))))
 
 
