@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from command import pocketlm
 
-from pocketlm import kernels
+from pocketlm import accuracy, kernels, transformers_logits
 from pocketlm.cli.doctor import doctor
+from pocketlm.cli.verify import verify
 from pocketlm.config import EngineConfig, ServerConfig
+from pocketlm.hub import BUNDLED
+from pocketlm.kernels.inputs import Float32Array
+from pocketlm.models import load_checkpoint
 
 
 def test_version() -> None:
@@ -126,6 +131,38 @@ def test_verify_prints_what_int8_costs(tmp_path: Path) -> None:
 def test_verify_has_a_text_of_its_own_and_a_table() -> None:
     result = pocketlm("verify", "--dtype", "float32")
     assert re.search(r"equal greedy tokens percent\s+100\.0", result.stdout)
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_verify_compares_with_transformers_where_it_is(
+    is_installed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in has the logits of our own float32, so all figures must be those against float32."""
+    checkpoint = load_checkpoint(BUNDLED)
+
+    class StandIn:
+        version = "for a test"
+
+        def __init__(self, folder: Path, num_threads: int) -> None:
+            assert folder == BUNDLED
+            self._decoder = kernels.create_decoder(
+                checkpoint.spec, checkpoint.weights, dtype="float32", num_threads=num_threads
+            )
+
+        def logits_of(self, token_ids: list[int]) -> Iterator[Float32Array]:
+            return accuracy.logits_of(self._decoder, token_ids)
+
+    monkeypatch.setattr(transformers_logits, "is_installed", lambda: is_installed)
+    monkeypatch.setattr(transformers_logits, "TransformersModel", StandIn)
+    verify("bundled", json=True)
+    report = json.loads(capsys.readouterr().out)
+    if not is_installed:
+        assert "pip install" in report["transformers"]
+        return
+    assert report["transformers"] == "for a test"
+    assert report["perplexity_transformers"] == report["perplexity_float32"]
+    for name in ("perplexity_change_percent", "mean_kl_nats", "equal_greedy_tokens_percent"):
+        assert report[f"{name}_from_transformers"] == report[name]
 
 
 @pytest.mark.parametrize(
