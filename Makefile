@@ -3,17 +3,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
-CSRC := $(wildcard csrc/*.cpp csrc/*.h)
+CSRC := $(wildcard csrc/*.cpp csrc/*.h tests/native/*.cpp)
+SOURCES := pyproject.toml CMakeLists.txt $(CSRC)
 # Built in the open with warnings as errors; a user's install only warns.
 INSTALL := $(BIN)/pip install --quiet --editable
+TEST_BUILD := --config-settings=cmake.define.POCKETLM_WERROR=ON --config-settings=cmake.define.POCKETLM_TESTS=ON
 
-.PHONY: help serve test lint format docs test-oracle sanitize bench bench-peers load clean
+.PHONY: help serve test test-arm lint format docs test-oracle sanitize bench bench-peers load clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make serve         install, and serve the bundled model on http://127.0.0.1:5000"
 	@echo "make test          install, and run the tests"
+	@echo "make test-arm      cross-compile the kernels for 64-bit ARM and test them under an emulator"
 	@echo "make lint          check style, types, layers and the C++ format"
 	@echo "make format        put the sources in style"
 	@echo "make docs          write what docs/ has from the code: tables, and the help of the commands"
@@ -40,17 +42,17 @@ $(VENV)/installed: $(VENV)/created $(SOURCES)
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/created $(SOURCES)
-	$(INSTALL) '.[test]' --config-settings=cmake.define.POCKETLM_WERROR=ON
+	$(INSTALL) '.[test]' $(TEST_BUILD)
 	@touch $(VENV)/installed $@
 
 $(VENV)/installed-lint: $(VENV)/installed-test
-	$(INSTALL) '.[test,lint]'
+	$(INSTALL) '.[test,lint]' $(TEST_BUILD)
 	@touch $@
 
 # torch first and pinned: a range that another package asks for can bring gigabytes of GPU libraries.
 $(VENV)/installed-oracle: $(VENV)/installed-test
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(INSTALL) '.[test,oracle]'
+	$(INSTALL) '.[test,oracle]' $(TEST_BUILD)
 	@touch $@
 
 serve: $(VENV)/installed
@@ -58,6 +60,9 @@ serve: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+test-arm:
+	scripts/test_arm.sh
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -15,8 +15,8 @@
 namespace pocketlm::POCKETLM_ISA {
 
 constexpr int kVectorsPerBlock = kBlockSize / kLanes;
-constexpr int kSums = kLanes == 16 ? 16 : 8;  // vectors that fit in registers beside the rest
-constexpr int kTallest = kLanes / 2;          // queries in one pass
+constexpr int kSums = kRegisters / 2;  // vectors that fit in registers beside the rest
+constexpr int kTallest = kLanes / 2;   // queries in one pass
 static_assert(kTallest <= kMaxQueries);
 
 static constexpr int smaller(int a, int b) { return a < b ? a : b; }

@@ -1,18 +1,56 @@
 #include "dispatch.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace pocketlm {
 
 #if defined(__x86_64__)
 namespace avx512_vnni {
 extern const Kernels kKernels;
 }
+namespace avx_vnni {
+extern const Kernels kKernels;
+}
 namespace avx2 {
+extern const Kernels kKernels;
+}
+#elif defined(__aarch64__)
+namespace neon_dotprod {
+extern const Kernels kKernels;
+}
+namespace neon {
 extern const Kernels kKernels;
 }
 #endif
 namespace portable {
 extern const Kernels kKernels;
 }
+
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx_vnni() {  // __builtin_cpu_supports of some compilers does not know the name
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 4);
+}
+#elif defined(__aarch64__)
+bool has_dot_product() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+  return true;  // every Apple processor that runs macOS has it
+#else
+  return false;
+#endif
+}
+#endif
+
+}  // namespace
 
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> kernels;
@@ -24,7 +62,11 @@ std::vector<const Kernels*> available_kernels() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512vnni");
   if (has_avx2 && has_avx512) kernels.push_back(&avx512_vnni::kKernels);
+  if (has_avx2 && has_avx_vnni()) kernels.push_back(&avx_vnni::kKernels);
   if (has_avx2) kernels.push_back(&avx2::kKernels);
+#elif defined(__aarch64__)
+  if (has_dot_product()) kernels.push_back(&neon_dotprod::kKernels);
+  kernels.push_back(&neon::kKernels);
 #endif
   kernels.push_back(&portable::kKernels);
   return kernels;

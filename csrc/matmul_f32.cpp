@@ -10,9 +10,9 @@
 
 namespace pocketlm::POCKETLM_ISA {
 
-// AVX-512 has 32 registers: 6 x 4 sums, 4 weights, 1 activation. The others have 16 (or 32 narrow ones).
+// Of 32 registers: 6 x 4 sums, 4 weights, 1 activation. Of 16: 6 x 2, 2, 1.
 constexpr int kRows = 6;
-constexpr int kVectors = kLanes == 16 ? 4 : 2;
+constexpr int kVectors = kRegisters / 8;
 
 template <int kNumRows>
 static void tile(const float* panel, int k, const float* x, int64_t x_stride, int64_t row, int column,

@@ -2,7 +2,7 @@
 //
 //   out[t, n] = row_scale[t] * column_scale[n] * (sum over k of x[t, k] * (panel[k, n] - 128))
 //
-// Weights are stored plus 128, as the dot-product instruction wants one side unsigned; what that adds is
+// Weights are stored plus 128, as x86's dot-product instruction wants one side unsigned; what that adds is
 // 128 times the sum of the row, known beforehand. The sums are integers, so their order does not matter.
 // Cost: K bytes of weights per column, read once for every kRows rows.
 #include "simd.h"
@@ -11,8 +11,9 @@ namespace pocketlm::POCKETLM_ISA {
 
 // Sums: kLanes columns of 32-bit sums. Weights: of those columns for 4 steps of k, kLanes x 4 bytes.
 // Activations: the 4 that meet them. Sums are i32x: an array of __m512i is kept in memory by GCC 12, and
-// every step then goes there and back.
+// every step then goes there and back. kExcess: what is still added to the weights when they are multiplied.
 #if defined(__AVX512VNNI__)
+constexpr int32_t kExcess = 128;
 using Sums = i32x;
 using Weights = __m512i;
 using Activations = __m512i;
@@ -22,7 +23,22 @@ static inline Sums add_products(Sums sums, Weights weights, Activations activati
   return reinterpret_cast<i32x>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), weights, activations));
 }
 static inline i32x total(Sums sums) { return sums; }
+#elif defined(__AVXVNNI__)
+constexpr int32_t kExcess = 128;
+using Sums = i32x;
+using Weights = __m256i;
+using Activations = __m256i;
+static inline Weights load_weights(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+static inline Activations spread(int32_t four) { return _mm256_set1_epi32(four); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return reinterpret_cast<i32x>(
+      _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sums), weights, activations));
+}
+static inline i32x total(Sums sums) { return sums; }
 #elif defined(__AVX2__)
+constexpr int32_t kExcess = 128;
 // In 16 bits the products of two neighbours are added exactly; vpmaddubsw would saturate.
 struct Sums {
   i32x low, high;  // columns 0 to 3, columns 4 to 7, two halves each
@@ -46,6 +62,7 @@ static inline i32x total(Sums sums) {  // add the two halves of each column, the
   return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(halves, 0b11011000));
 }
 #elif defined(__SSE2__)  // as AVX2, half as wide
+constexpr int32_t kExcess = 128;
 struct Sums {
   i32x low, high;  // columns 0 and 1, columns 2 and 3, two halves each
 };
@@ -71,7 +88,38 @@ static inline i32x total(Sums sums) {
   return reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b10001000)) +
          reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b11011101));
 }
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(POCKETLM_NEON)
+// Both sides are signed here. With its highest bit turned, weight + 128 is the weight.
+constexpr int32_t kExcess = 0;
+using Sums = i32x;
+using Weights = int8x16_t;
+using Activations = int8x16_t;
+static inline Weights load_weights(const uint8_t* p) {
+  return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(128)));
+}
+static inline Activations spread(int32_t four) { return vreinterpretq_s8_s32(vdupq_n_s32(four)); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return vdotq_s32(sums, weights, activations);
+}
+static inline i32x total(Sums sums) { return sums; }
+#elif defined(POCKETLM_NEON)
+constexpr int32_t kExcess = 0;
+struct Sums {
+  i32x low, high;  // columns 0 and 1, columns 2 and 3, two halves each
+};
+using Weights = int8x16_t;
+using Activations = int8x16_t;
+static inline Weights load_weights(const uint8_t* p) {
+  return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(128)));
+}
+static inline Activations spread(int32_t four) { return vreinterpretq_s8_s32(vdupq_n_s32(four)); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return {vpadalq_s16(sums.low, vmull_s8(vget_low_s8(weights), vget_low_s8(activations))),
+          vpadalq_s16(sums.high, vmull_high_s8(weights, activations))};
+}
+static inline i32x total(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
 #else
+constexpr int32_t kExcess = 128;
 using Sums = i32x;
 using Weights = i32x;  // 4 steps of k in the bytes of each lane
 using Activations = int32_t;
@@ -91,8 +139,8 @@ static inline i32x total(Sums sums) { return sums; }
 #endif
 
 constexpr int kRows = 6;
-constexpr int kVectors = kLanes == 16 ? 4 : 1;
-constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel, for 4 steps of k
+constexpr int kVectors = kRegisters / 8 / (sizeof(Sums) / sizeof(i32x));  // 6 rows of sums stay in registers
+constexpr int kBytesPerStep = 4 * kPanelColumns;                          // of a panel, for 4 steps of k
 
 // Asks for weights ahead of their use: from `next` on, `step` bytes further in every step of the tile.
 struct Prefetch {
@@ -106,8 +154,8 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   Sums sums[kNumRows][kVectors] = {};
   const int8_t* values = x.values + row * x.stride;
   for (int i = 0; i < k; i += 4) {
-    for (int line = 0; line < kVectors; ++line)
-      __builtin_prefetch(ahead.next + line * 4 * kLanes, 0, 2);  // into the second-level cache
+    for (int line = 0; line < kVectors * 4 * kLanes; line += 64)
+      __builtin_prefetch(ahead.next + line, 0, 2);  // into the second-level cache
     ahead.next += ahead.step;
     Weights weights[kVectors];
     for (int v = 0; v < kVectors; ++v)
@@ -122,7 +170,7 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   for (int r = 0; r < kNumRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       const int lane = first + v * kLanes;
-      const i32x exact = total(sums[r][v]) - 128 * x.sums[row + r];
+      const i32x exact = total(sums[r][v]) - kExcess * x.sums[row + r];
       const f32x scale = x.scales[row + r] * load(column_scales + column + lane);
       finish(__builtin_convertvector(exact, f32x) * scale, out, row + r, column + lane);
     }

@@ -15,16 +15,20 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(POCKETLM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace pocketlm::POCKETLM_ISA {
 
 #if defined(__AVX512VNNI__)
-constexpr int kLanes = 16;
+constexpr int kLanes = 16, kRegisters = 32;
 #elif defined(__AVX2__)
-constexpr int kLanes = 8;
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(POCKETLM_NEON)
+constexpr int kLanes = 4, kRegisters = 32;
 #else
-constexpr int kLanes = 4;
+constexpr int kLanes = 4, kRegisters = 16;
 #endif
 
 typedef float f32x __attribute__((vector_size(4 * kLanes)));
@@ -58,6 +62,10 @@ static inline f32x fma(f32x a, f32x b, f32x c) {
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(POCKETLM_NEON)
+  // Not vfmaq_f32: GCC 12 takes that for something that reads memory, and stores every sum before it.
+  asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(c) : "w"(a), "w"(b));
+  return c;
 #else
   return a * b + c;
 #endif
@@ -91,6 +99,8 @@ static inline bool any(i32x mask) {  // of lanes that are 0 or -1
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+#elif defined(POCKETLM_NEON)
+  return vmaxvq_u32(reinterpret_cast<u32x>(mask)) != 0;
 #else
   int32_t found = 0;
   for (int i = 0; i < kLanes; ++i) found |= mask[i];
@@ -111,6 +121,8 @@ static inline f32x load(const uint16_t* half) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half)));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half)));
+#elif defined(POCKETLM_NEON)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(half)));
 #else
   f32x v;
   for (int i = 0; i < kLanes; ++i) v[i] = half_to_float(half[i]);
@@ -124,6 +136,8 @@ static inline void store(uint16_t* half, f32x v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(half), _mm512_maskz_cvtps_ph(0xffff, v, 0));
 #elif defined(__AVX2__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(half), _mm256_cvtps_ph(v, 0));
+#elif defined(POCKETLM_NEON)
+  vst1_u16(half, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 #else
   for (int i = 0; i < kLanes; ++i) half[i] = float_to_half(v[i]);
 #endif

@@ -17,6 +17,7 @@ run() { # name, sanitizers, runtime library
   [ -d "$venv" ] || "$python" -m venv "$venv"
   "$venv/bin/pip" install --quiet '.[test]' --config-settings=build-dir="build/sanitize-$1-objects" \
     --config-settings=cmake.define.POCKETLM_SANITIZE="$2" --config-settings=cmake.define.POCKETLM_WERROR=ON \
+    --config-settings=cmake.define.POCKETLM_TESTS=ON \
     --config-settings=install.strip=false
   echo "== $2"
   env LD_PRELOAD="$(runtime "$3")" PYTHONMALLOC=malloc OPENBLAS_NUM_THREADS=1 \
