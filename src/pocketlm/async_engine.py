@@ -216,10 +216,12 @@ class AsyncEngine:
             return
         if piece is None:
             return
-        if piece.finish_reason is not None:
-            self._release(job, 1)
-            if step.finish_reason is None:  # a stop string
-                self._send(partial(self._abort, step.seq_id))
+        if piece.finish_reason is None:
+            job.listener.on_piece(piece, at)
+            return
+        self._release(job, 1)
+        if step.finish_reason is None:  # a stop string
+            self._send(partial(self._abort, step.seq_id))
         job.listener.on_piece(piece, at)
         if job.generation.is_finished:
             self._end(job, None)

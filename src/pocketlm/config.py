@@ -6,17 +6,12 @@ fields. What is given later wins: defaults < pocketlm.toml < environment < flags
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
 
 from pocketlm.errors import ConfigError
 
@@ -30,7 +25,7 @@ def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class EngineConfig(BaseModel):
@@ -173,25 +168,10 @@ class ServerConfig(BaseModel):
     )
 
 
-class _Settings(EngineConfig, ServerConfig, BaseSettings):
+class _Settings(EngineConfig, ServerConfig):
     """All fields in one flat table, as the environment and pocketlm.toml see them."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POCKETLM_", env_ignore_empty=True, extra="forbid", frozen=True
-    )
-
     model: Names = ("bundled",)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, CONFIG_FILE)
 
 
 def engine_config(**values: Any) -> EngineConfig:
@@ -204,10 +184,32 @@ def load_config(flags: dict[str, Any]) -> tuple[tuple[str, ...], EngineConfig, S
 
     A flag that is None was not given.
     """
-    settings = _checked(_Settings, {name: v for name, v in flags.items() if v is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    settings = _checked(_Settings, {**_from_file(), **_from_environment(), **given})
     engine = EngineConfig(**{name: getattr(settings, name) for name in EngineConfig.model_fields})
     server = ServerConfig(**{name: getattr(settings, name) for name in ServerConfig.model_fields})
     return settings.model, engine, server
+
+
+def _from_file() -> dict[str, Any]:
+    if not CONFIG_FILE.is_file():
+        return {}
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found]  # where Python has none of its own
+    try:
+        values: dict[str, Any] = tomllib.loads(CONFIG_FILE.read_text(encoding="utf-8"))
+        return values
+    except ValueError as error:  # also bytes that are not UTF-8
+        raise ConfigError(f"{CONFIG_FILE} is not valid TOML: {error}") from None
+
+
+def _from_environment() -> dict[str, Any]:
+    """An empty variable counts as none: a compose file passes one for each that is not set."""
+    found = {name.upper(): value for name, value in os.environ.items() if value}
+    keys = {name: f"POCKETLM_{name.upper()}" for name in _Settings.model_fields}
+    return {name: found[key] for name, key in keys.items() if key in found}
 
 
 def _checked(model: type[Model], values: dict[str, Any]) -> Model:
@@ -216,8 +218,6 @@ def _checked(model: type[Model], values: dict[str, Any]) -> Model:
     except ValidationError as error:
         problems = "; ".join(_problem(details) for details in error.errors())
         raise ConfigError(problems) from None
-    except ValueError as error:  # from the reader of the file; values were checked above
-        raise ConfigError(f"{CONFIG_FILE} is not valid TOML: {error}") from None
 
 
 def _problem(details: Any) -> str:

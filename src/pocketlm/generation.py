@@ -22,9 +22,9 @@ Prompt = str | list[int]
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, and that would cost three times as much
 class Piece:
-    """What one step added to one completion.
+    """What one step added to one completion. Nobody changes it.
 
     The text may be empty: half a character and the possible beginning of a stop string are held back.
     """

@@ -1,30 +1,64 @@
-"""The command `pocketlm`. Each command is a file of its own and imports what is heavy when it runs."""
+"""The command `pocketlm`. Each command is a file of its own, imported when it is run."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from pocketlm.cli.bench import bench
-from pocketlm.cli.chat import chat
-from pocketlm.cli.compare import compare
-from pocketlm.cli.doctor import doctor
-from pocketlm.cli.explore import explore
-from pocketlm.cli.generate import generate
-from pocketlm.cli.monitor import monitor
-from pocketlm.cli.serve import serve
-from pocketlm.cli.verify import verify
 from pocketlm.errors import ConfigError, PocketLMError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help: panels cut long flags off in a terminal of 80 columns
-    pretty_exceptions_enable=False,
-)
-for command in (serve, generate, chat, explore, verify, monitor, compare, bench, doctor):
-    app.command()(command)
+PLAIN: dict[str, Any] = {
+    "rich_markup_mode": None,  # plain help: panels cut long flags off in a terminal of 80 columns
+    "pretty_exceptions_enable": False,
+}
+# Each with what its file says of it first: to list them, none of the files is read.
+SUMMARIES = {
+    "serve": "Serve models over HTTP.",
+    "generate": "Continue a prompt.",
+    "chat": "Talk with a model; /help says what to type.",
+    "explore": "Show what the sampling parameters do with a prompt.",
+    "verify": "Measure what a number format costs in accuracy.",
+    "monitor": "Show what a model costs, or watch a running server.",
+    "compare": "Compare the cost of models and what they write.",
+    "bench": "Measure the engine, or a running server, under load.",
+    "doctor": "Check the installation, and what this machine can do.",
+}
+
+
+class Commands(Mapping[str, Any]):
+    """Name -> command: the function of that name in the module of that name."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUMMARIES)
+
+    def __len__(self) -> int:
+        return len(SUMMARIES)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in SUMMARIES:
+            raise KeyError(name)
+        module = importlib.import_module(f"pocketlm.cli.{name}")
+        command = typer.Typer(add_completion=False, **PLAIN)
+        command.command(name)(getattr(module, name))
+        return typer.main.get_command(command)
+
+
+class Group(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Commands()  # type: ignore[assignment]  # it is only read
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([*SUMMARIES.items()])
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, **PLAIN)
 
 
 def show_version(value: bool) -> None:

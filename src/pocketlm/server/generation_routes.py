@@ -19,6 +19,7 @@ from pocketlm.server import errors, sse
 from pocketlm.server.body import read_json
 from pocketlm.server.disconnect import unless_disconnected
 from pocketlm.server.openapi import OPENAI_ERROR, documented
+from pocketlm.server.piece_encoder import PieceEncoder
 from pocketlm.server.protocol import (
     ApiRequest,
     ChatRequest,
@@ -80,7 +81,7 @@ class _Exchange:
             chunks = self._chunks(asked, run, head)
             held.push_async_callback(chunks.aclose)
             first = await unless_disconnected(self.request.receive, _next(chunks))
-            return sse.EventStream(_chain(first, chunks), self.headers, held.pop_all())
+            return sse.EventStream(first, chunks, self.headers, held.pop_all())
 
     async def _open(self, asked: ApiRequest, held: AsyncExitStack) -> tuple[Run, Head]:
         """Everything before the first token: the model, the prompts, the cache, a place in the queue."""
@@ -142,14 +143,11 @@ class _Exchange:
     async def _chunks(self, asked: ApiRequest, run: Run, head: Head) -> AsyncGenerator[bytes, None]:
         """The response of a stream: what has arrived is one chunk, and so one write."""
         opening = b"".join(map(sse.encode, asked.opening(head)))
+        encoder = PieceEncoder(asked, head)
         has_begun = False
         try:
             async for batch in run.batches():
-                chunk = b"".join(
-                    sse.encode(event)
-                    for prompt_index, piece in batch
-                    for event in asked.piece(head, prompt_index, run.outputs[prompt_index], piece)
-                )
+                chunk = b"".join([encoder.encode(index, run.outputs[index], piece) for index, piece in batch])
                 if not batch:
                     chunk = sse.COMMENT
                 if chunk:
@@ -180,9 +178,3 @@ class _Exchange:
 
 async def _next(chunks: AsyncGenerator[bytes, None]) -> bytes:
     return await anext(chunks)
-
-
-async def _chain(first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    yield first
-    async for chunk in chunks:
-        yield chunk

@@ -1,8 +1,8 @@
 """Metrics: what the server does and holds, in Prometheus's format.
 
 Names and meanings are vLLM's, under our prefix, wherever it has the same thing. What happens is counted
-as it happens, by the methods of `Metrics`; what is so at the moment is read when Prometheus asks
-(`state_metrics.py`).
+as it happens, by the methods of `Metrics`, what every token counts in a cheaper way (`token_metrics.py`);
+what is so at the moment is read when Prometheus asks (`state_metrics.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from pocketlm.outputs import FinishReason, Timing
 from pocketlm.server.state_metrics import PREFIX, STATE_METRICS, Description, Models, StateCollector
+from pocketlm.server.token_metrics import INTER_TOKEN_S, TOKENS, TokenCollector, TokenCounts
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}  # others are a client's inventions
 MODEL = ("model_name",)
 
 # Upper bounds of buckets: from a small model on a fast machine to a large one under a crowd.
-STEP_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 WAIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 NUM_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
@@ -62,12 +62,14 @@ class Metrics:
         generation = _GenerationMetrics(make)
         # Made at once, so that every series is there from the first scrape on, at 0.
         self._models = {entry.name: _OfModel(generation, entry.name) for entry in models.entries()}
+        self._tokens = {name: TokenCounts() for name in self._models}
+        make.registry.register(TokenCollector(self._tokens))
         make.registry.register(StateCollector(models))
 
     @staticmethod
     def describe() -> list[Description]:
         """Every metric there is, whether or not it has a value on this machine."""
-        return [*Metrics(_NoModels())._make.descriptions, *STATE_METRICS.values()]
+        return [*Metrics(_NoModels())._make.descriptions, TOKENS, INTER_TOKEN_S, *STATE_METRICS.values()]
 
     def render(self) -> bytes:
         """The answer to a scrape, of the type CONTENT_TYPE."""
@@ -79,13 +81,13 @@ class Metrics:
         self._models[model].prompt_tokens.inc(count)
 
     def tokens(self, model: str, count: int) -> None:
-        self._models[model].tokens.inc(count)
+        self._tokens[model].add(count)
 
     def first_token(self, model: str, seconds: float) -> None:
         self._models[model].first_token_s.observe(seconds)
 
     def inter_token(self, model: str, seconds: float) -> None:
-        self._models[model].inter_token_s.observe(seconds)
+        self._tokens[model].observe_gap(seconds)
 
     def finished(
         self,
@@ -179,7 +181,6 @@ class _GenerationMetrics:
 
     def __init__(self, make: _Maker) -> None:
         self.prompt_tokens = make.counter("prompt_tokens_total", "Prompt tokens taken in.", MODEL)
-        self.tokens = make.counter("generation_tokens_total", "Tokens generated.", MODEL)
         self.success = make.counter(
             "request_success_total", "Answers that ended, by the reason why.", (*MODEL, "finished_reason")
         )
@@ -188,9 +189,6 @@ class _GenerationMetrics:
         )
         self.first_token_s = make.histogram(
             "time_to_first_token_seconds", "From when a request is queued to its first token.", MODEL, WAIT_S
-        )
-        self.inter_token_s = make.histogram(
-            "inter_token_latency_seconds", "From one token of an answer to the next.", MODEL, STEP_S
         )
         self.e2e_s = make.histogram(
             "e2e_request_latency_seconds", "From when a request is queued to its last token.", MODEL, WAIT_S
@@ -217,11 +215,9 @@ class _OfModel:
 
     def __init__(self, metrics: _GenerationMetrics, name: str) -> None:
         self.prompt_tokens = metrics.prompt_tokens.labels(name)
-        self.tokens = metrics.tokens.labels(name)
         self.success = {reason: metrics.success.labels(name, reason.value) for reason in FinishReason}
         self.corrupted = metrics.corrupted.labels(name)
         self.first_token_s = metrics.first_token_s.labels(name)
-        self.inter_token_s = metrics.inter_token_s.labels(name)
         self.e2e_s = metrics.e2e_s.labels(name)
         self.queue_s = metrics.queue_s.labels(name)
         self.prefill_s = metrics.prefill_s.labels(name)

@@ -88,6 +88,10 @@ class Server(uvicorn.Server):
                 app,
                 log_config=None,
                 access_log=False,  # request_log.py writes a better line
+                loop="asyncio",
+                # Not httptools, where it is installed: it loses the body of a request that offers to go on
+                # in HTTP/2, as Java's client does, and takes heads without end.
+                http="h11",
                 ws="none",
                 server_header=False,
                 proxy_headers=bool(config.forwarded_allow_ips),

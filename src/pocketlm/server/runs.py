@@ -40,11 +40,12 @@ class Run:
         self._is_drained = False
         self._beat_s = beat_s
         self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[tuple[int, Piece | Ended] | _Deadline | _Beat] = asyncio.Queue()
+        self._inbox: list[tuple[int, Piece | Ended] | _Deadline | _Beat] = []
+        self._has_mail = asyncio.Event()
         self._sources: list[RequestOutput] = []  # of `outputs`, in the same order
         self._flights: list[tuple[Flight, Reader]] = []
         self._num_under_way = 0
-        self._alarm = self._loop.call_at(deadline, self._inbox.put_nowait, _Deadline())
+        self._alarm = self._loop.call_at(deadline, self._put, _Deadline())
         self._beat = None if beat_s is None else self._loop.call_later(beat_s, self._on_beat)
 
     def add_cached(self, output: RequestOutput) -> None:
@@ -53,8 +54,8 @@ class Run:
         self.num_cached += 1
         for c in output.outputs:
             piece = Piece(c.index, c.text, list(c.token_ids), c.logprobs, c.finish_reason)
-            self._inbox.put_nowait((prompt_index, piece))
-        self._inbox.put_nowait((prompt_index, Ended(None)))
+            self._put((prompt_index, piece))
+        self._put((prompt_index, Ended(None)))
 
     def add_flight(self, flight: Flight) -> None:
         """The next prompt's answer is on its way."""
@@ -70,9 +71,9 @@ class Run:
         token by then: RequestTimeout. An error of a flight is raised.
         """
         while self._num_under_way:
-            events = [await self._inbox.get()]
-            while not self._inbox.empty():
-                events.append(self._inbox.get_nowait())
+            await self._has_mail.wait()
+            self._has_mail.clear()
+            events, self._inbox = self._inbox, []
             batch: list[Arrival] = []
             is_silent, error = True, None
             for event in events:
@@ -112,7 +113,7 @@ class Run:
         if deadline < self._deadline:
             self._deadline, self._is_drained = deadline, True
             self._alarm.cancel()
-            self._alarm = self._loop.call_at(deadline, self._inbox.put_nowait, _Deadline())
+            self._alarm = self._loop.call_at(deadline, self._put, _Deadline())
 
     def close(self) -> None:
         """Leave the flights; those that nobody else waits for end. To be called however the run went."""
@@ -145,12 +146,16 @@ class Run:
         return len(self.outputs) - 1
 
     def _arrived(self, prompt_index: int, event: Piece | Ended) -> None:
-        self._inbox.put_nowait((prompt_index, event))
+        self._put((prompt_index, event))
+
+    def _put(self, event: tuple[int, Piece | Ended] | _Deadline | _Beat) -> None:
+        self._inbox.append(event)
+        self._has_mail.set()
 
     def _on_beat(self) -> None:
         assert self._beat_s is not None
-        if self._inbox.empty():
-            self._inbox.put_nowait(_Beat())
+        if not self._inbox:
+            self._put(_Beat())
         self._beat = self._loop.call_later(self._beat_s, self._on_beat)
 
     def _absorb(self, prompt_index: int, piece: Piece) -> None:

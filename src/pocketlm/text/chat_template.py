@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import TYPE_CHECKING, Any
 
 from pocketlm.errors import InvalidRequest, ModelLoadError
 from pocketlm.models.config_file import read_json_object
+
+if TYPE_CHECKING:
+    import jinja2
 
 # For checkpoints that have none: a transcript, which even a model that never saw a chat continues.
 PLAIN = """\
@@ -48,10 +44,10 @@ class ChatTemplate:
         self.is_plain = source is None
         self.stop: tuple[str, ...] = PLAIN_STOP if self.is_plain else ()
         self._special_tokens = dict(special_tokens)
-        try:
-            self._template = _environment().from_string(PLAIN if source is None else source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelLoadError(f"{where} is not a valid chat template: {error}") from error
+        self._source = PLAIN if source is None else source
+        self._where = where
+        if not self.is_plain:
+            _ = self._template  # say now what is wrong with it
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
@@ -70,6 +66,13 @@ class ChatTemplate:
             return cls(_read(file), special_tokens, str(file))
         where = str(folder / "tokenizer_config.json")
         return cls(_default_of(config.get("chat_template"), where), special_tokens, where)
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        # Imported here because it takes a while, and who continues a prompt does not need it.
+        from pocketlm.text.template_language import compile_template
+
+        return compile_template(self._source, self._where)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt after which the assistant speaks. InvalidRequest if the template does not take these."""
@@ -97,46 +100,6 @@ class ChatTemplate:
                 f"the model's chat template does not take these messages: {error!s:.200}", param="messages"
             ) from error
         return "".join(parts)
-
-
-class _Generation(Extension):
-    """{% generation %}: marks the assistant's words for training; here they are just text."""
-
-    tags = {"generation"}  # noqa: RUF012  (an attribute of Jinja's class)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Unlike Jinja's own, without HTML's escapes."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.datetime.now().strftime(format)
 
 
 def _default_of(template: object, where: str) -> str | None:

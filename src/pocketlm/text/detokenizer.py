@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
+
 from pocketlm.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -15,13 +17,47 @@ MAX_UNFINISHED = 3  # a character has up to four bytes, so one that lacks some s
 class Detokenizer:
     """The text of one generated sequence, as it becomes certain.
 
-    What the pushes return, and then `flush`, joins to exactly `tokenizer.decode` of all ids. A token's
-    text depends on its neighbours (a byte of a character, a space that only the first word drops), so
-    a short window of the last tokens is decoded again on each push and the new end of it returned.
+    What the pushes return, and then `flush`, joins to exactly `tokenizer.decode` of all ids.
 
     Exact for byte-level and SentencePiece tokenizers, with one exception: in those that spell bytes as
     tokens (Llama 2), a byte that is no UTF-8 turns the bytes right before it into replacements too,
     and what was returned already stays.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._way = _Bytes(tokenizer) if tokenizer.joins_bytes else _Window(tokenizer)
+
+    def push(self, token_id: int) -> str:
+        """The text that is now certain; "" while a character is incomplete."""
+        return self._way.push(token_id)
+
+    def flush(self) -> str:
+        """What was held back, at the end of the sequence."""
+        return self._way.flush()
+
+
+class _Bytes:
+    """Where a text is its tokens' bytes laid end to end: UTF-8, and what is none is replaced."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._unfinished = b""  # the beginning of a character
+
+    def push(self, token_id: int) -> str:
+        data = self._unfinished + self._tokenizer.text_bytes(token_id)
+        text, num_used = utf_8_decode(data, "replace", False)
+        self._unfinished = data[num_used:]
+        return text
+
+    def flush(self) -> str:
+        return self._unfinished.decode(errors="replace")
+
+
+class _Window:
+    """For any tokenizer, where a token's text may depend on its neighbours.
+
+    That is so for a byte of a character, or for a space that only the first word drops. A short window of
+    the last tokens is decoded again on each push, and the new end of it returned.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -31,7 +67,6 @@ class Detokenizer:
         self._num_shown = 0  # characters of the window's text that were returned
 
     def push(self, token_id: int) -> str:
-        """The text that is now certain; "" while a character is incomplete."""
         if not self._tokenizer.has_text(token_id):
             return ""
         self._window.append(token_id)
@@ -50,7 +85,6 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """What was held back, at the end of the sequence."""
         return self._tokenizer.decode(self._window)[self._num_shown :]
 
     def _forget(self, num_tokens: int, num_held: int) -> None:

@@ -15,12 +15,15 @@ class StopStrings:
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = list(stop)
+        self._first_chars = frozenset(string[0] for string in stop)
         self._borders = [_borders(string) for string in stop]
         self._num_matched = [0] * len(stop)  # how much of each string the text so far ends with
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
         """The text that is safe to show, and the stop string if one is complete: nothing comes after it."""
+        if self._first_chars.isdisjoint(text) and not any(self._num_matched):
+            return text, None
         for i, char in enumerate(text):
             self._match(char)
             pairs = zip(self._stop, self._num_matched, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,10 @@ BYTES = _byte_spellings()
 
 
 class Tokenizer:
-    """A tokenizer of a checkpoint. Safe to use from several threads."""
+    """A tokenizer of a checkpoint. Safe to use from several threads.
+
+    `joins_bytes`: a text is the `text_bytes` of its tokens laid end to end, and nothing else is done to it.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_truncation()  # some tokenizer.json files carry these from training
@@ -37,7 +41,10 @@ class Tokenizer:
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         }
         self._added_ids = backend.get_added_tokens_decoder().keys()
-        self._is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
+        decoder = b"{}" if backend.decoder is None else backend.decoder.__getstate__()
+        self._is_byte_level = b'"ByteLevel"' in decoder
+        self.joins_bytes = json.loads(decoder).get("type") == "ByteLevel"
+        self._text_bytes: dict[int, bytes] = {}  # of the ids asked for so far
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -83,6 +90,16 @@ class Tokenizer:
     def has_text(self, token_id: int) -> bool:
         """Whether an id counts at all in `decode`."""
         return token_id not in self._special_ids and self._backend.id_to_token(token_id) is not None
+
+    def text_bytes(self, token_id: int) -> bytes:
+        """What an id adds to a text where `joins_bytes`."""
+        found = self._text_bytes.get(token_id)
+        if found is None:
+            token = (self._backend.id_to_token(token_id) or "") if self.has_text(token_id) else ""
+            is_spelled = all(char in BYTES for char in token)  # else it is an added token, as it stands
+            found = bytes(BYTES[char] for char in token) if is_spelled else token.encode()
+            self._text_bytes[token_id] = found
+        return found
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one token stands for, which may be half a character; a special token stands for its name."""
