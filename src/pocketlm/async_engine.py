@@ -104,6 +104,8 @@ class AsyncEngine:
             self._is_stopping = True
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
+        for seq_id in list(self._routes):
+            self._abort(seq_id)
         self._die("the engine was stopped")
 
     @property
