@@ -30,6 +30,8 @@ def prepare(engine: ModuleType, home: Path, checkpoint: Path) -> None:
         run([sys.executable, "-m", "venv", home / "venv"], home)
         run([python, "-m", "pip", "install", TORCH], home)
         run([python, "-m", "pip", "install", *engine.PACKAGES, TORCH], home)
+        # Some bring companions of torch that are made for another torch, and cannot be imported.
+        run([python, "-m", "pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], home)
     engine.build(home, checkpoint)
     done.touch()
 

@@ -44,8 +44,6 @@ CACHE_GB, MAX_BATCH_TOKENS = 1, 2048
 
 
 def build(home: Path, checkpoint: Path) -> None:
-    # optimum-intel may bring a torchvision for another torch, which then cannot be imported.
-    run([home / "venv/bin/python", "-m", "pip", "uninstall", "--yes", "torchvision"], home)
     export = [home / "venv/bin/optimum-cli", "export", "openvino", "--model", checkpoint]
     for name, flags in WEIGHTS.items():
         run([*export, "--task", "text-generation-with-past", *flags, home / name], home)

@@ -16,7 +16,12 @@ VARIANTS = {
         8, "compiled, compressed-tensors: weights by column, activations by token", is_served=True
     ),
 }
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_THREADS - 1}"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_THREADS - 1}",
+    "VLLM_CACHE_ROOT": str(Path(__file__).parents[2] / ".bench/vllm/cache"),
+    "VLLM_NO_USAGE_STATS": "1",
+}
 MAX_STREAMS, MAX_BATCH_TOKENS = 64, 2048
 
 
