@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CSRC := $(wildcard csrc/*.cpp csrc/*.h tests/native/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(CSRC)
 # Built in the open with warnings as errors; a user's install only warns.
-INSTALL := $(BIN)/pip install --quiet --editable
+INSTALL := $(BIN)/python -m pip install --quiet --editable
 TEST_BUILD := --config-settings=cmake.define.POCKETLM_WERROR=ON --config-settings=cmake.define.POCKETLM_TESTS=ON
 
 .PHONY: help serve test test-arm lint format docs test-oracle sanitize bench bench-peers load clean
@@ -51,7 +51,7 @@ $(VENV)/installed-lint: $(VENV)/installed-test
 
 # torch first and pinned: a range that another package asks for can bring gigabytes of GPU libraries.
 $(VENV)/installed-oracle: $(VENV)/installed-test
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(INSTALL) '.[test,oracle]' $(TEST_BUILD)
 	@touch $@
 
