@@ -45,7 +45,7 @@ def build(home: Path, checkpoint: Path) -> None:
     exact = home / "F32.gguf"
     convert = [
         python,
-        Path(__file__).with_name("convert_gguf.py"),
+        Path(__file__).with_name("scripts") / "convert_gguf.py",
         source,
         checkpoint,
         "--outtype",

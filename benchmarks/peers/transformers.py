@@ -71,7 +71,7 @@ def load(home: Path, checkpoint: Path, variant: str) -> Generate:
 
 
 def serve(home: Path, checkpoint: Path, variant: str, port: int) -> list[str]:
-    script = Path(__file__).with_name("flask_server.py")
+    script = Path(__file__).with_name("scripts") / "flask_server.py"
     return [str(home / "venv/bin/python"), str(script), str(checkpoint), str(port)]
 
 
