@@ -139,8 +139,14 @@ static inline i32x total(Sums sums) { return sums; }
 #endif
 
 constexpr int kRows = 6;
-constexpr int kVectors = kRegisters / 8 / (sizeof(Sums) / sizeof(i32x));  // 6 rows of sums stay in registers
-constexpr int kBytesPerStep = 4 * kPanelColumns;                          // of a panel, for 4 steps of k
+constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel, for 4 steps of k
+
+// How many vectors of columns a tile of so many rows is wide: its sums take three of four registers at most.
+constexpr int width(int num_rows) {
+  int vectors = kPanelColumns / kLanes;
+  while (num_rows * vectors * sizeof(Sums) / sizeof(i32x) > kRegisters * 3 / 4) vectors /= 2;
+  return vectors;
+}
 
 // Asks for weights ahead of their use: from `next` on, `step` bytes further in every step of the tile.
 struct Prefetch {
@@ -148,7 +154,7 @@ struct Prefetch {
   int64_t step;
 };
 
-template <int kNumRows>
+template <int kNumRows, int kVectors>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
                  int column, int first, Prefetch ahead, const Output& out) {
   Sums sums[kNumRows][kVectors] = {};
@@ -179,21 +185,28 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
 
 // A panel is read from memory once and from cache by all tiles after the first. So that the first need not
 // wait either, the tiles ask in even shares for the panel that follows in memory: the same thread most
-// often takes it next. A single tile passes too fast for that and asks for its own panel's next weights.
+// often takes it next. A single tile passes too fast for that and asks for its own panel's next weights; if
+// it is low it is wide, so that few passes read them in the order of memory.
 void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int num_rows,
                int column, const Output& out) {
   using Tile = void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, Prefetch,
                         const Output&);
-  constexpr Tile kTiles[kRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+  constexpr int kAll = width(kRows);
+  constexpr Tile kSingle[kRows] = {tile<1, width(1)>, tile<2, width(2)>, tile<3, width(3)>,
+                                   tile<4, width(4)>, tile<5, width(5)>, tile<6, width(6)>};
+  constexpr Tile kOfMany[kRows] = {tile<1, kAll>, tile<2, kAll>, tile<3, kAll>,
+                                   tile<4, kAll>, tile<5, kAll>, tile<6, kAll>};
   constexpr int kAhead = 8192;  // bytes, of a single tile
   const int num_tiles = (num_rows + kRows - 1) / kRows;
-  const int num_passes = num_tiles * (kPanelColumns / (kVectors * kLanes));
+  const Tile* tiles = num_tiles == 1 ? kSingle : kOfMany;
+  const int num_columns = kLanes * (num_tiles == 1 ? width(num_rows) : kAll);
+  const int num_passes = num_tiles * (kPanelColumns / num_columns);
   const int64_t steps = round_up(k, 4) / 4, step = (kBytesPerStep + num_passes - 1) / num_passes;
   Prefetch ahead = {panel + (num_tiles == 1 ? kAhead : steps * kBytesPerStep), step};
-  for (int first = 0; first < kPanelColumns; first += kVectors * kLanes) {
+  for (int first = 0; first < kPanelColumns; first += num_columns) {
     for (int i = 0, row = 0; i < num_tiles; ++i) {
       const int height = (num_rows - row) / (num_tiles - i);  // as even as can be
-      kTiles[height - 1](panel, column_scales, k, x, row, column, first, ahead, out);
+      tiles[height - 1](panel, column_scales, k, x, row, column, first, ahead, out);
       row += height;
       ahead.next += steps * step;
     }
