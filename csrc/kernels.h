@@ -3,6 +3,9 @@
 // Layouts
 //   float32 panel   [K][64] float            64 columns of a weight matrix, zero past the last column
 //   int8 panel      [K / 4][64][4] uint8     the same, value + 128, K padded with zeros to a multiple of 4
+//   int4 panel      [K / 32][1152] uint8     groups of 32: [4][64][4] bytes, then 64 scales in float16. Byte
+//                                            [p][c][i] holds 8p + i in its low half, 8p + 4 + i in its high
+//                                            half, value + 8. K padded with zeros to a multiple of 32
 //   key block       [D'][16] per head        transposed: 16 positions side by side, one row per entry
 //   value block     [16][D'] per head        D' is the head size rounded up to a multiple of 16
 //
@@ -16,6 +19,8 @@ namespace pocketlm {
 constexpr int kPanelColumns = 64;
 constexpr int kBlockSize = 16;  // positions in a KV block
 constexpr int kMaxQueries = 8;  // that share one pass over keys and values
+constexpr int kGroupSize = 16;  // steps of k with one scale, in 4-bit weights
+constexpr int kGroupBytes = kPanelColumns * (kGroupSize / 2 + 1);  // of a panel
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int padded_head_dim(int head_dim) { return round_up(head_dim, kBlockSize); }
@@ -73,6 +78,8 @@ struct Kernels {
   void (*matmul_f32)(const float* panel, int k, const float* x, int64_t x_stride, int num_rows, int column,
                      const Output& out);
   void (*matmul_i8)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
+                    int num_rows, int column, const Output& out);
+  void (*matmul_i4)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
                     int num_rows, int column, const Output& out);
 
   // One row of n. `bias` may be null.

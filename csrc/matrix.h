@@ -1,4 +1,4 @@
-// A weight matrix [K, N] packed in panels of 64 columns, float32 or int8, with its bias.
+// A weight matrix [K, N] packed in panels of 64 columns, in one of the number formats, with its bias.
 #pragma once
 
 #include <vector>
@@ -23,13 +23,13 @@ struct Tensor {
   }
 };
 
-enum class Dtype { kFloat32, kInt8 };
+enum class Dtype { kFloat32, kInt8, kInt4 };
 
 // The shapes of a packed matrix's arrays.
 std::vector<int64_t> panels_shape(int k, int n, Dtype dtype);
 inline int64_t padded_columns(int n) { return round_up(n, kPanelColumns); }
 
-// Fills the arrays of a packed matrix, which hold zeros. `scales` is for int8 alone.
+// Fills the arrays of a packed matrix, which hold zeros. `scales` is null with float32.
 void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, float* scales);
 
 // A packed matrix. It views its arrays, which belong to the caller.
@@ -51,8 +51,8 @@ class Matrix {
  private:
   int k_ = 0, n_ = 0;
   Dtype dtype_ = Dtype::kFloat32;
-  const void* panels_ = nullptr;   // float32 [panels][K][64] or int8 [panels][K / 4][64][4]
-  const float* scales_ = nullptr;  // [N rounded up to a panel], of the columns, with int8
+  const void* panels_ = nullptr;   // [panels], as kernels.h has them
+  const float* scales_ = nullptr;  // [N rounded up to a panel], of the columns, not with float32
   const float* bias_ = nullptr;    // [N rounded up to a panel], zero where there is none
 };
 

@@ -74,16 +74,18 @@ class Reader {
       layer.attention_norm = norm(prefix + "attention_norm", spec);
       if (!spec.parallel_residual || has(prefix + "mlp_norm.weight"))
         layer.mlp_norm = norm(prefix + "mlp_norm", spec);
-      layer.qkv = matrix(prefix + "qkv", spec.hidden_size, spec.qkv_size());
+      layer.qkv = matrix(prefix + "qkv", spec.hidden_size, spec.qkv_size(), dtype_);
       layer.attention_out =
-          matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size);
-      if (spec.gated_mlp) layer.gate = matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size);
-      layer.up = matrix(prefix + "up", spec.hidden_size, spec.intermediate_size);
-      layer.down = matrix(prefix + "down", spec.intermediate_size, spec.hidden_size);
+          matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size, dtype_);
+      if (spec.gated_mlp)
+        layer.gate = matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size, dtype_);
+      layer.up = matrix(prefix + "up", spec.hidden_size, spec.intermediate_size, dtype_);
+      layer.down = matrix(prefix + "down", spec.intermediate_size, spec.hidden_size, dtype_);
       weights.layers.push_back(layer);
     }
     weights.final_norm = norm("final_norm", spec);
-    weights.head = matrix("head", spec.hidden_size, spec.vocab_size);
+    weights.head =
+        matrix("head", spec.hidden_size, spec.vocab_size, dtype_ == Dtype::kInt4 ? Dtype::kInt8 : dtype_);
     return weights;
   }
 
@@ -122,18 +124,18 @@ class Reader {
             has(bias) ? array<float>(bias, {spec.hidden_size}) : nullptr};
   }
 
-  Matrix matrix(const std::string& name, int k, int n) {
-    const std::vector<int64_t> shape = panels_shape(k, n, dtype_), columns = {padded_columns(n)};
+  Matrix matrix(const std::string& name, int k, int n, Dtype dtype) {
+    const std::vector<int64_t> shape = panels_shape(k, n, dtype), columns = {padded_columns(n)};
     const std::string weight = name + ".weight";
     const void* panels;
     const float* scales = nullptr;
-    if (dtype_ == Dtype::kFloat32) {
+    if (dtype == Dtype::kFloat32) {
       panels = array<float>(weight, shape, kPanelAlignment);
     } else {
       panels = array<uint8_t>(weight, shape, kPanelAlignment);
-      scales = array<float>(name + ".scales", columns);
     }
-    return Matrix(k, n, dtype_, panels, scales, array<float>(name + ".bias", columns));
+    if (dtype != Dtype::kFloat32) scales = array<float>(name + ".scales", columns);
+    return Matrix(k, n, dtype, panels, scales, array<float>(name + ".bias", columns));
   }
 
   const nb::dict& arrays_;
@@ -144,12 +146,14 @@ class Reader {
 }  // namespace
 
 Dtype dtype_named(const std::string& name) {
-  require(name == "float32" || name == "int8", "unknown dtype " + name);
-  return name == "float32" ? Dtype::kFloat32 : Dtype::kInt8;
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "int8") return Dtype::kInt8;
+  require(name == "int4", "unknown dtype " + name);
+  return Dtype::kInt4;
 }
 
-nb::tuple pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype_name,
-                      int num_threads) {
+nb::list pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype_name,
+                     int num_threads) {
   const Dtype dtype = dtype_named(dtype_name);
   const Tensor tensor = tensor_from(name, weight);
   require(num_threads >= 1 && num_threads <= kMaxThreads, "num_threads must be 1 to 1024");
@@ -158,17 +162,17 @@ nb::tuple pack_matrix(const std::string& name, const AnyArray& weight, const std
   const int k = static_cast<int>(tensor.rows), n = static_cast<int>(tensor.columns);
   float* scales = nullptr;
   void* panels = nullptr;
-  nb::tuple arrays;
+  nb::list arrays;
   if (dtype == Dtype::kFloat32) {
     float* floats;
-    arrays = nb::make_tuple(new_array(panels_shape(k, n, dtype), &floats));
+    arrays.append(new_array(panels_shape(k, n, dtype), &floats));
     panels = floats;
   } else {
     uint8_t* bytes;
-    nb::object first = new_array(panels_shape(k, n, dtype), &bytes);
-    arrays = nb::make_tuple(first, new_array({padded_columns(n)}, &scales));
+    arrays.append(new_array(panels_shape(k, n, dtype), &bytes));
     panels = bytes;
   }
+  if (dtype != Dtype::kFloat32) arrays.append(new_array({padded_columns(n)}, &scales));
   nb::gil_scoped_release release;
   ThreadPool pool(num_threads);
   pack(tensor, dtype, pool, panels, scales);

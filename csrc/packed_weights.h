@@ -22,9 +22,9 @@ inline void require(bool condition, const std::string& message) {
 
 Dtype dtype_named(const std::string& name);
 
-// The arrays of a packed matrix: (panels,) or (panels, scales). `name` is for messages.
-nanobind::tuple pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype,
-                            int num_threads);
+// The arrays of a packed matrix: panels, and scales unless it is float32.
+nanobind::list pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype,
+                           int num_threads);
 
 // Views of the arrays that a decoder of this spec needs, each checked. They live as long as `kept` does.
 Weights read_packed_weights(const Spec& spec, const nanobind::dict& arrays, Dtype dtype,

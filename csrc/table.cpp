@@ -5,6 +5,7 @@ namespace pocketlm::POCKETLM_ISA {
 
 void matmul_f32(const float*, int, const float*, int64_t, int, int, const Output&);
 void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
+void matmul_i4(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void quantize(const float*, int, int8_t*, float*, int32_t*);
 void norm(Norm, const float*, const float*, const float*, float, int, float*);
 void keep_f32(const float*, const float*, int, int, float*, float*);
@@ -25,6 +26,7 @@ const Kernels kKernels = {
     .isa = POCKETLM_NAME(POCKETLM_ISA),
     .matmul_f32 = matmul_f32,
     .matmul_i8 = matmul_i8,
+    .matmul_i4 = matmul_i4,
     .norm = norm,
     .quantize = quantize,
     .keep_f32 = keep_f32,

@@ -33,7 +33,7 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["auto", "float32", "int8"] = Field(
+    dtype: Literal["auto", "float32", "int8", "int4"] = Field(
         default="auto",
         description="Number format of the weights; auto takes int8 if a probe finds it accurate.",
     )

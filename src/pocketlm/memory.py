@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from pocketlm import kernels
 from pocketlm.accuracy import CHUNK
+from pocketlm.kernels import reference
 from pocketlm.kernels.inputs import BLOCK_SIZE
-from pocketlm.kernels.spec import TABLES, DecoderSpec
+from pocketlm.kernels.spec import TABLES, DecoderSpec, matrix_dtype
 from pocketlm.models import CheckpointHeader
 from pocketlm.smoothing import SMOOTHED_DTYPES
 
@@ -54,10 +55,10 @@ def peak_bytes(header: CheckpointHeader, dtypes: tuple[str, ...], num_probe_toke
     total = sources + sum(_packed_bytes(header, dtype) for dtype in dtypes)
     if kernels.isa()[0] == "reference":
         # NumPy quantizes a matrix in several steps, each with an array of its own.
-        total += max(24 * rows * columns for rows, columns in _packed_shapes(header.spec))
+        total += max(24 * rows * columns for rows, columns in _packed_shapes(header.spec).values())
     if not set(dtypes).isdisjoint(SMOOTHED_DTYPES):
         # One matrix at a time in float64, or twice in float32; keys and values in float64.
-        total += max(8 * rows * columns for rows, columns in _packed_shapes(header.spec))
+        total += max(8 * rows * columns for rows, columns in _packed_shapes(header.spec).values())
         total += 2 * context_bytes(header.spec, "float32", num_probe_tokens)
     if len(dtypes) > 1:
         total += sum(context_bytes(header.spec, dtype, num_probe_tokens) for dtype in dtypes)
@@ -91,7 +92,9 @@ def _kept_bytes(header: CheckpointHeader) -> int:
 def _packed_bytes(header: CheckpointHeader, dtype: str) -> int:
     is_reference = kernels.isa()[0] == "reference"
     packed = _packed_in_numpy if is_reference else _packed_in_panels
-    matrices = sum(packed(rows, columns, dtype) for rows, columns in _packed_shapes(header.spec))
+    matrices = sum(
+        packed(*shape, matrix_dtype(name, dtype)) for name, shape in _packed_shapes(header.spec).items()
+    )
     return matrices if is_reference else matrices + _norm_bytes(header)
 
 
@@ -105,13 +108,19 @@ def _packed_in_panels(rows: int, columns: int, dtype: str) -> int:
     padded = -(-columns // PANEL_COLUMNS) * PANEL_COLUMNS
     if dtype == "float32":
         return 4 * padded * rows + 4 * padded
+    if dtype == "int4":
+        num_groups = -(-rows // reference.GROUP_SIZE)
+        return padded * num_groups * (reference.GROUP_SIZE // 2 + 1) + 8 * padded
     return padded * (-(-rows // 4) * 4) + 8 * padded
 
 
 def _packed_in_numpy(rows: int, columns: int, dtype: str) -> int:
-    """The same in the reference, which keeps 8-bit numbers as float64."""
+    """The same in the reference, which keeps 8-bit and 4-bit numbers as float64."""
+    if dtype == "int4":
+        num_groups = -(-rows // reference.GROUP_SIZE)
+        return (8 * reference.GROUP_SIZE + 4) * num_groups * columns + 8 * columns
     return (4 if dtype == "float32" else 8) * rows * columns + 8 * columns
 
 
-def _packed_shapes(spec: DecoderSpec) -> list[tuple[int, int]]:
-    return [shape for name, shape in spec.matrix_shapes().items() if name not in TABLES]
+def _packed_shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
+    return {name: shape for name, shape in spec.matrix_shapes().items() if name not in TABLES}

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from pocketlm.kernels import DecoderSpec, kv_block_bytes
 from pocketlm.kernels.inputs import BLOCK_SIZE
+from pocketlm.kernels.spec import matrix_dtype
 from pocketlm.machine_speed import MachineSpeed, matrix_elements
 
 CONTEXT = 64  # tokens that each stream looks back on, on average
-WEIGHT_BYTES = {"float32": 4, "int8": 1}
+WEIGHT_BYTES = {"float32": 4, "int8": 1, "int4": 0.5625}  # with their scales
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class Prediction:
 
 def predict(spec: DecoderSpec, dtype: str, num_streams: int, speed: MachineSpeed) -> Prediction:
     """The new tokens per second of so many streams together."""
-    num_bytes = matrix_elements(spec) * WEIGHT_BYTES[dtype]
+    num_bytes = sum(
+        rows * columns * WEIGHT_BYTES[matrix_dtype(name, dtype)]
+        for name, (rows, columns) in spec.matrix_shapes().items()
+        if name != "token_embedding"
+    )
     num_bytes += num_streams * CONTEXT * kv_block_bytes(spec, dtype) // BLOCK_SIZE
     reading_s = num_bytes / speed.bytes_per_s
     multiplying_s = num_streams * _multiply_adds(spec) / speed.multiply_adds_per_s[dtype]

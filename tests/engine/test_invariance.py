@@ -1,7 +1,7 @@
 """The promise: the tokens of a request depend on the request alone.
 
-The same requests, each alone and then in ever other company, on a small random model: in float32 and
-int8, on every instruction set this machine has. Tokens and log-probabilities must be identical, not close.
+The same requests, each alone and then in ever other company, on a small random model: in each number
+format, on every instruction set this machine has. Tokens and log-probabilities must be identical, not close.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ MODELS = {
     "float32": ("float32", MULTI_HEAD),
     "int8": ("int8", MULTI_HEAD),
     "int8, grouped-query": ("int8", GROUPED_QUERY),
+    "int4": ("int4", MULTI_HEAD),
 }
 
 

@@ -28,7 +28,9 @@ def verify(
         Path | None,
         typer.Option(help="A UTF-8 file, documents separated by <|endoftext|> lines; default: a passage."),
     ] = None,
-    dtype: Annotated[Literal["int8", "float32"], typer.Option(help="The format to compare.")] = "int8",
+    dtype: Annotated[
+        Literal["int8", "int4", "float32"], typer.Option(help="The format to compare.")
+    ] = "int8",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure what a number format costs in accuracy.

@@ -58,7 +58,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "int8")
+DTYPES = ("float32", "int8", "int4")
 
 
 class KVCache(Protocol):

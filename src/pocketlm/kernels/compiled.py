@@ -19,7 +19,7 @@ from pocketlm.kernels.inputs import (
     SamplingOutputs,
 )
 from pocketlm.kernels.packed_weights import PackedWeights
-from pocketlm.kernels.spec import TABLES, DecoderSpec
+from pocketlm.kernels.spec import TABLES, DecoderSpec, matrix_dtype
 
 assert _core.BLOCK_SIZE == BLOCK_SIZE
 
@@ -45,7 +45,7 @@ def pack(
         if name in TABLES:
             arrays[name] = weight
         elif name in matrices:
-            parts = _core.pack_matrix(name, weight, dtype, num_threads)
+            parts = _core.pack_matrix(name, weight, matrix_dtype(name, dtype), num_threads)
             arrays.update(zip((name, f"{slot}.scales"), parts, strict=False))
             num_columns = -(-weight.shape[1] // _core.PANEL_COLUMNS) * _core.PANEL_COLUMNS
             bias = np.zeros(num_columns, np.float32)

@@ -25,14 +25,16 @@ from pocketlm.kernels.inputs import (
     SamplingOutputs,
 )
 from pocketlm.kernels.reference_sampler import report, sample
-from pocketlm.kernels.spec import DecoderSpec
+from pocketlm.kernels.spec import DecoderSpec, matrix_dtype
 
 Array = NDArray[Any]
+
+GROUP_SIZE = 16  # inputs whose 4-bit weights share a scale
 
 
 @dataclass
 class KVCache:
-    keys: Array  # [L, num_blocks, BLOCK_SIZE, G, D] float32, or float16 beside int8 weights
+    keys: Array  # [L, num_blocks, BLOCK_SIZE, G, D] float32, or float16 beside quantized weights
     values: Array  # the same
 
     @property
@@ -52,9 +54,10 @@ class Decoder:
     ) -> None:
         self.spec, self.dtype, self.num_threads = spec, dtype, num_threads
         self.weights = weights
-        linear = Linear if dtype == "float32" else LinearInt8
         self.linears = {
-            name.removesuffix(".weight"): linear(weights[name], weights.get(_bias_of(name)))
+            name.removesuffix(".weight"): LINEARS[matrix_dtype(name, dtype)](
+                weights[name], weights.get(_bias_of(name))
+            )
             for name in spec.matrix_shapes()
             if name != "token_embedding"
         }
@@ -193,6 +196,74 @@ class LinearInt8:
         return sums * (scales[:, None] * self.scales) + self.bias
 
 
+class LinearInt4:
+    """x W + b with 4-bit weights and activations as in int8.
+
+    A weight has two scales: a float of its column, and an 8-bit number of the column and a group of 16 along
+    K. The sums of a group are exact; from group to group they are added up in float32, in the order of K.
+    """
+
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        self.num_inputs, num_columns = weight.shape
+        padded = np.zeros((-(-self.num_inputs // GROUP_SIZE) * GROUP_SIZE, num_columns), np.float32)
+        padded[: self.num_inputs] = weight
+        numbers, self.group_scales, self.scales = quantize_groups(padded.reshape(-1, GROUP_SIZE, num_columns))
+        self.weight = numbers.astype(np.float64)  # [K / 16, 16, N]
+        self.bias = np.float32(0) if bias is None else bias.astype(np.float32)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.nbytes + self.group_scales.nbytes
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        quantized, scales = quantize_rows(x)
+        padded = np.zeros((len(x), len(self.weight) * GROUP_SIZE))
+        padded[:, : self.num_inputs] = quantized
+        out = np.zeros((len(x), self.weight.shape[2]), np.float32)  # [T, N]
+        for i, (numbers, group_scales) in enumerate(zip(self.weight, self.group_scales, strict=True)):
+            sums = padded[:, i * GROUP_SIZE : (i + 1) * GROUP_SIZE] @ numbers
+            out += group_scales * sums.astype(np.float32)
+        return out * (scales[:, None] * self.scales) + self.bias
+
+
+def quantize_groups(groups: Float32Array) -> tuple[NDArray[np.int8], Float32Array, Float32Array]:
+    """Numbers from -8 to 7 [G, 16, N], scales of groups from -127 to 127 [G, N] and of columns [N].
+
+    They make the groups [G, 16, N] together: about numbers * group_scales * column_scales. A column that
+    holds a NaN or an infinity has a scale of NaN.
+    """
+    finite = np.isfinite(groups).all(axis=(0, 1))
+    groups = np.where(finite, groups, np.float32(0))
+    wanted = best_scales(groups)
+    column_scales = np.abs(wanted).max(axis=0) / np.float32(127)
+    group_scales = np.rint(_divide(wanted, column_scales))
+    numbers = round_to_int4(groups, _divide(np.float32(1), group_scales * column_scales)).astype(np.int8)
+    return numbers, group_scales, np.where(finite, column_scales, np.float32(np.nan))
+
+
+def best_scales(groups: Float32Array) -> Float32Array:
+    """The scale of each group [G, N] that has the least squared error of some, 0 where all are tiny.
+
+    They differ in what the largest value of the group becomes. A little beyond -8 it is cut off, and the
+    others are finer for it.
+    """
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    best = np.zeros_like(largest)
+    least_error = np.full(best.shape, np.inf)
+    for to in (-8.75, -8.5, -8.25, -8.0, -7.75, -7.5, -7.25, -7.0):
+        scales = largest / np.float32(to)
+        scales[np.abs(scales) < np.float32(1e-30)] = 0
+        rounded = round_to_int4(groups, _divide(np.float32(1), scales))
+        errors = np.square(groups - rounded.astype(np.float64) * scales[:, None]).sum(axis=1)
+        better = (errors < least_error) & (scales != 0)
+        least_error[better], best[better] = errors[better], scales[better]
+    return best
+
+
+def round_to_int4(groups: Float32Array, inverse_scales: Float32Array) -> Float32Array:
+    return np.clip(np.rint(groups * inverse_scales[:, None]), np.float32(-8), np.float32(7))
+
+
 def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     """Symmetric 8-bit numbers [T, K] and one scale a row [T], so that x is about numbers * scale.
 
@@ -203,6 +274,13 @@ def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=finite & (largest > 0))
     quantized = np.rint(np.where(finite[:, None], x, 0) * inverse[:, None]).astype(np.int8)
     return quantized, np.where(finite, largest / np.float32(127), np.float32(np.nan))
+
+
+LINEARS: dict[str, type[Linear] | type[LinearInt8] | type[LinearInt4]] = {
+    "float32": Linear,
+    "int8": LinearInt8,
+    "int4": LinearInt4,
+}
 
 
 def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) -> Float32Array:
@@ -222,6 +300,11 @@ def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) ->
 
 def _bias_of(name: str) -> str:
     return name.removesuffix("weight") + "bias"
+
+
+def _divide(a: Float32Array | np.float32, b: Float32Array) -> Float32Array:
+    """a / b, and 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape, np.float32), where=b != 0)
 
 
 def _sigmoid(x: Float32Array) -> Float32Array:

@@ -1,0 +1,138 @@
+// Dot products of 8-bit weights, stored plus 128, and 8-bit activations, 4 steps of k at a time: the one
+// operation of the 8-bit and 4-bit matrix products that each instruction set does in its own way.
+#pragma once
+
+#include "simd.h"
+
+namespace pocketlm::POCKETLM_ISA {
+
+// Sums: kLanes columns of 32-bit sums. Weights: of those columns for 4 steps of k, kLanes x 4 bytes.
+// Activations: the 4 that meet them. Sums are i32x: an array of __m512i is kept in memory by GCC 12, and
+// every step then goes there and back. kExcess: what is still added to the weights when they are multiplied.
+#if defined(__AVX512VNNI__)
+constexpr int32_t kExcess = 128;
+using Sums = i32x;
+using Weights = __m512i;
+using Activations = __m512i;
+static inline Weights load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline Activations spread(int32_t four) { return _mm512_set1_epi32(four); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return reinterpret_cast<i32x>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), weights, activations));
+}
+static inline i32x total(Sums sums) { return sums; }
+#elif defined(__AVXVNNI__)
+constexpr int32_t kExcess = 128;
+using Sums = i32x;
+using Weights = __m256i;
+using Activations = __m256i;
+static inline Weights load_weights(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+static inline Activations spread(int32_t four) { return _mm256_set1_epi32(four); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return reinterpret_cast<i32x>(
+      _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sums), weights, activations));
+}
+static inline i32x total(Sums sums) { return sums; }
+#elif defined(__AVX2__)
+constexpr int32_t kExcess = 128;
+// In 16 bits the products of two neighbours are added exactly; vpmaddubsw would saturate.
+struct Sums {
+  i32x low, high;  // columns 0 to 3, columns 4 to 7, two halves each
+};
+struct Weights {
+  __m256i low, high;
+};
+using Activations = __m256i;
+static inline Weights load_weights(const uint8_t* p) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepu8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepu8_epi16(_mm_loadu_si128(halves + 1))};
+}
+static inline Activations spread(int32_t four) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(four)); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return {sums.low + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.low, activations)),
+          sums.high + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.high, activations))};
+}
+static inline i32x total(Sums sums) {  // add the two halves of each column, then put the columns in order
+  const __m256i halves =
+      _mm256_hadd_epi32(reinterpret_cast<__m256i>(sums.low), reinterpret_cast<__m256i>(sums.high));
+  return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(halves, 0b11011000));
+}
+#elif defined(__SSE2__)  // as AVX2, half as wide
+constexpr int32_t kExcess = 128;
+struct Sums {
+  i32x low, high;  // columns 0 and 1, columns 2 and 3, two halves each
+};
+struct Weights {
+  __m128i low, high;
+};
+using Activations = __m128i;
+static inline Weights load_weights(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+  return {_mm_unpacklo_epi8(bytes, zero), _mm_unpackhi_epi8(bytes, zero)};
+}
+// Each byte in the upper half of 16 bits, then shifted down with its sign.
+static inline Activations spread(int32_t four) {
+  const __m128i bytes = _mm_set1_epi32(four);
+  return _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+}
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return {sums.low + reinterpret_cast<i32x>(_mm_madd_epi16(weights.low, activations)),
+          sums.high + reinterpret_cast<i32x>(_mm_madd_epi16(weights.high, activations))};
+}
+static inline i32x total(Sums sums) {
+  const __m128 low = reinterpret_cast<__m128>(sums.low), high = reinterpret_cast<__m128>(sums.high);
+  return reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b10001000)) +
+         reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b11011101));
+}
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(POCKETLM_NEON)
+// Both sides are signed here. With its highest bit turned, weight + 128 is the weight.
+constexpr int32_t kExcess = 0;
+using Sums = i32x;
+using Weights = int8x16_t;
+using Activations = int8x16_t;
+static inline Weights load_weights(const uint8_t* p) {
+  return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(128)));
+}
+static inline Activations spread(int32_t four) { return vreinterpretq_s8_s32(vdupq_n_s32(four)); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return vdotq_s32(sums, weights, activations);
+}
+static inline i32x total(Sums sums) { return sums; }
+#elif defined(POCKETLM_NEON)
+constexpr int32_t kExcess = 0;
+struct Sums {
+  i32x low, high;  // columns 0 and 1, columns 2 and 3, two halves each
+};
+using Weights = int8x16_t;
+using Activations = int8x16_t;
+static inline Weights load_weights(const uint8_t* p) {
+  return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(128)));
+}
+static inline Activations spread(int32_t four) { return vreinterpretq_s8_s32(vdupq_n_s32(four)); }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  return {vpadalq_s16(sums.low, vmull_s8(vget_low_s8(weights), vget_low_s8(activations))),
+          vpadalq_s16(sums.high, vmull_high_s8(weights, activations))};
+}
+static inline i32x total(Sums sums) { return vpaddq_s32(sums.low, sums.high); }
+#else
+constexpr int32_t kExcess = 128;
+using Sums = i32x;
+using Weights = i32x;  // 4 steps of k in the bytes of each lane
+using Activations = int32_t;
+static inline Weights load_weights(const uint8_t* p) {
+  Weights weights;
+  std::memcpy(&weights, p, sizeof weights);
+  return weights;
+}
+static inline Activations spread(int32_t four) { return four; }
+static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
+  int8_t x[4];
+  std::memcpy(x, &activations, 4);
+  for (int j = 0; j < 4; ++j) sums += (weights >> (8 * j) & 0xff) * x[j];
+  return sums;
+}
+static inline i32x total(Sums sums) { return sums; }
+#endif
+
+}  // namespace pocketlm::POCKETLM_ISA
