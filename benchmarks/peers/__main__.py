@@ -73,16 +73,24 @@ class Entrant:
         return InProcess([python, "-m", "peers.child", *names], environment, log)
 
 
-def entrants(engines: list[str], cases: list[Case]) -> Iterator[Entrant]:
-    for is_served in (False, True):
-        for name in engines:
-            engine = importlib.import_module(f"peers.{name}")
-            for variant_name, variant in engine.VARIANTS.items():
-                if variant.is_served or not is_served:
-                    row = Row(name, variant_name, variant.bits, is_served)
-                    entrant = Entrant(row, engine, variant)
-                    if variant.is_exact or any(map(entrant.takes, cases)):
-                        yield entrant
+def entrants(engines: list[str], *, is_served: bool) -> Iterator[Entrant]:
+    for name in engines:
+        engine = importlib.import_module(f"peers.{name}")
+        for variant_name, variant in engine.VARIANTS.items():
+            if variant.is_served or not is_served:
+                yield Entrant(Row(name, variant_name, variant.bits, is_served), engine, variant)
+
+
+def halves(engines: list[str], cases: list[Case]) -> Iterator[tuple[list[Entrant], list[Case]]]:
+    """Who is in memory together, and in which cases: engines in process, then servers with our engine."""
+    in_process = [case for case in cases if not case.over_http]
+    over_http = [case for case in cases if case.over_http]
+    field = list(entrants(engines, is_served=False))
+    if in_process:
+        yield [e for e in field if e.variant.is_exact or any(map(e.takes, in_process))], in_process
+    if over_http:
+        ours = [Entrant(e.row, e.engine, e.variant) for e in field if e.row.is_ours and e.variant.is_served]
+        yield [*ours, *entrants(engines, is_served=True)], [CASES["64 streams"], *over_http]
 
 
 def say(words: str) -> None:
@@ -145,41 +153,53 @@ def fail(entrant: Entrant, results: Results, reason: str) -> None:
         entrant.process = None
 
 
-def measure(field: list[Entrant], cases: list[Case], num_rounds: int, deadline: float, run: Run) -> int:
-    """The rounds that there was time for, after one that warms up."""
+@dataclass(frozen=True)
+class Rounds:
+    """A round that warms up, and these."""
+
+    first: int
+    num: int
+    deadline: float
+
+
+def measure(field: list[Entrant], cases: list[Case], rounds: Rounds, run: Run) -> int:
+    """The number of rounds that there was time for."""
     program = limits.compile_program(WORK)
     longest_s = 0.0
-    for round_number in range(num_rounds + 1):
+    for number in range(rounds.num + 1):
+        round_number = rounds.first - 1 + number
         start = time.monotonic()
-        if round_number > 1 and start + longest_s > deadline:
-            return round_number - 1
-        say(f"round {round_number} of {num_rounds}")
-        if round_number:
+        if number > 1 and start + longest_s > rounds.deadline:
+            return number - 1
+        say(f"round {number} of {rounds.num}")
+        if number:
             run.limits.measure(program, round_number)
         for case in cases:
             # To and fro, as what comes first in a round may find another machine than what comes last.
-            for entrant in field[:: 1 if round_number % 2 else -1]:
-                if entrant.process is not None and entrant.takes(case) and entrant.is_due(round_number):
+            for entrant in field[:: 1 if number % 2 else -1]:
+                if entrant.process is not None and entrant.takes(case) and entrant.is_due(number):
                     try:
                         seconds = entrant.process.seconds(case, round_number)
                     except Failed as error:
                         fail(entrant, run.results, str(error))
                     else:
-                        if round_number:
+                        if number:
                             run.results.add(entrant.row, case.name, round_number, seconds)
-        if round_number != 1:  # which has what runs once
+        if number != 1:  # which has what runs once
             longest_s = max(longest_s, time.monotonic() - start)
-    return num_rounds
+    return rounds.num
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="0 starts all and compares their tokens")
-    parser.add_argument("--minutes", type=float, default=25, help="no round begins that would end later")
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="engines in process get half, servers the rest"
+    )
     parser.add_argument("--only", default=",".join(ENGINES), help="engines, with commas between them")
     parser.add_argument("--cases", default=",".join(CASES), help="cases, with commas between them")
     args = parser.parse_args()
-    deadline = time.monotonic() + 60 * args.minutes
+    start = time.monotonic()
     engines, names = args.only.split(","), args.cases.split(",")
     for what, given, known in (("engine", engines, ENGINES), ("case", names, CASES)):
         for name in given:
@@ -194,18 +214,25 @@ def main() -> None:
         shutil.rmtree(half, ignore_errors=True)
         checkpoint.write(half).rename(MODEL)
 
-    field = list(entrants(engines, cases))
-    run = Run([entrant.row for entrant in field], Results(), limits.Limits())
-    with ExitStack() as running:
-        start_all(field, run.results, running)
-        equal = compare_tokens(field, run.results)
-        num_rounds = measure(field, cases, args.rounds, deadline, run) if args.rounds else 0
+    run = Run([], Results(), limits.Limits())
+    field: list[Entrant] = []
+    equal: dict[Row, str] = {}
+    num_rounds: list[int] = []
+    for entrants_in_memory, their_cases in halves(engines, cases):
+        with ExitStack() as running:
+            start_all(entrants_in_memory, run.results, running)
+            equal |= compare_tokens(entrants_in_memory, run.results)
+            share = 1.0 if their_cases[-1].over_http else 0.5
+            rounds = Rounds(1 + sum(num_rounds), args.rounds, start + 60 * args.minutes * share)
+            num_rounds.append(measure(entrants_in_memory, their_cases, rounds, run) if args.rounds else 0)
+        field += [entrant for entrant in entrants_in_memory if entrant.row not in run.rows]
+        run.rows += [entrant.row for entrant in entrants_in_memory if entrant.row not in run.rows]
 
     facts = {
         "machine": f"{cpu_model()}, {isa()[0]}, {platform.system()} {platform.release()}",
         "threads": str(NUM_THREADS),
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        "rounds": f"{num_rounds}; what is in float32 has at most {MOST_EXACT_ROUNDS}",
+        "rounds": f"{' and '.join(map(str, num_rounds))}; what is in float32 has at most {MOST_EXACT_ROUNDS}",
         **{entrant.row.engine: versions(entrant.engine, entrant.home) for entrant in field},
     }
     notes = {
@@ -213,7 +240,7 @@ def main() -> None:
         for entrant in field
     }
     text = report.markdown(run, facts, notes)
-    if num_rounds:
+    if any(num_rounds):
         (ROOT / "benchmarks/RESULTS.md").write_text(text)
     print(text)
     print(json.dumps(report.value(run, facts)))
