@@ -245,6 +245,7 @@ NB_MODULE(_core, m) {
   m.doc() = "The compiled core of pocketlm; src/pocketlm/kernels/compiled.py is its Python face.";
   m.attr("BLOCK_SIZE") = kBlockSize;
   m.attr("PANEL_COLUMNS") = kPanelColumns;
+  m.attr("PANEL_ALIGNMENT") = kPanelAlignment;
   m.def("available_isas", [] {
     std::vector<std::string> names;
     for (const Kernels* kernels : available_kernels()) names.emplace_back(kernels->isa);

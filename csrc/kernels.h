@@ -3,9 +3,9 @@
 // Layouts
 //   float32 panel   [K][64] float            64 columns of a weight matrix, zero past the last column
 //   int8 panel      [K / 4][64][4] uint8     the same, value + 128, K padded with zeros to a multiple of 4
-//   int4 panel      [K / 32][1152] uint8     groups of 32: [4][64][4] bytes, then 64 scales in float16. Byte
+//   int4 panel      [K / 16][576] uint8      groups of 16: [2][64][4] bytes, then 64 scales in int8. Byte
 //                                            [p][c][i] holds 8p + i in its low half, 8p + 4 + i in its high
-//                                            half, value + 8. K padded with zeros to a multiple of 32
+//                                            half, value + 8. K padded with zeros to a multiple of 16
 //   key block       [D'][16] per head        transposed: 16 positions side by side, one row per entry
 //   value block     [16][D'] per head        D' is the head size rounded up to a multiple of 16
 //

@@ -41,88 +41,6 @@ void pack_int8(const Tensor& weight, int column, int width, uint8_t* panel, floa
   }
 }
 
-constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: a small number that goes there and back is rounded
-
-// What the largest value of a group may become in 4 bits, where -8 to 7 is what there is. A little beyond
-// -8 it is cut off, and the others are finer for it.
-constexpr float kLeastScale = 1e-30f;  // below, its inverse may be infinite; such values become 0
-constexpr float kLargestInt4[] = {-8.75f, -8.5f, -8.25f, -8.0f, -7.75f, -7.5f, -7.25f, -7.0f};
-
-struct Group {
-  float values[kGroupSize] = {};
-
-  void read(const Tensor& weight, int first, int column) {
-    for (int i = 0; i < kGroupSize && first + i < weight.rows; ++i) values[i] = weight.at(first + i, column);
-  }
-
-  // The value that a scale makes of number i.
-  float rounded(int i, float inverse) const {
-    return std::clamp((values[i] * inverse + kRounder) - kRounder, -8.0f, 7.0f);
-  }
-
-  // Of some scales, that with the least squared error; 0 if there is none, NaN if a value is not finite.
-  float best_scale() const {
-    float largest = 0.0f, poison = 0.0f;  // poison stays 0 unless something is not finite
-    for (const float value : values) {
-      if (std::fabs(value) > std::fabs(largest)) largest = value;
-      poison += value * 0.0f;
-    }
-    if (poison != 0.0f) return NAN;
-    float best = 0.0f;
-    double least_error = INFINITY;
-    for (const float to : kLargestInt4) {
-      const float scale = largest / to;
-      if (std::fabs(scale) < kLeastScale) continue;
-      const float inverse = 1.0f / scale;
-      double error = 0.0;
-      for (int i = 0; i < kGroupSize; ++i) {
-        const double off = static_cast<double>(values[i]) - static_cast<double>(rounded(i, inverse)) * scale;
-        error += off * off;
-      }
-      if (!(error < least_error)) continue;
-      least_error = error;
-      best = scale;
-    }
-    return best;
-  }
-};
-
-// Two scales: a float of the column, and of a group and column a number from -127 to 127 that it is
-// multiplied with. A column that holds a NaN or an infinity has a scale of NaN, as in int8.
-void pack_int4(const Tensor& weight, int column, int width, uint8_t* panel, float* scales) {
-  const int num_groups = round_up(static_cast<int>(weight.rows), kGroupSize) / kGroupSize;
-  std::memset(panel, 8 + 8 * 16, num_groups * int64_t{kGroupBytes});
-  std::vector<float> of_groups(num_groups);
-  for (int c = 0; c < kPanelColumns; ++c) {
-    float peak = 0.0f, poison = 0.0f;
-    for (int g = 0; g < num_groups; ++g) {
-      Group group;
-      if (c < width) group.read(weight, g * kGroupSize, column + c);
-      of_groups[g] = group.best_scale();
-      peak = std::max(peak, std::fabs(of_groups[g]));
-      poison += of_groups[g] * 0.0f;
-    }
-    const bool finite = poison == 0.0f;
-    scales[c] = finite ? peak / 127.0f : NAN;
-    for (int g = 0; g < num_groups; ++g) {
-      uint8_t* packed = panel + g * int64_t{kGroupBytes};
-      int8_t& scale = reinterpret_cast<int8_t*>(packed + kGroupBytes - kPanelColumns)[c];
-      scale = 0;
-      if (!finite || scales[c] == 0.0f) continue;
-      scale = static_cast<int8_t>(std::nearbyint(of_groups[g] / scales[c]));
-      if (scale == 0) continue;
-      Group group;
-      group.read(weight, g * kGroupSize, column + c);
-      const float inverse = 1.0f / (static_cast<float>(scale) * scales[c]);
-      for (int i = 0; i < kGroupSize; i += 8)
-        for (int j = 0; j < 4; ++j)
-          packed[(i / 8 * kPanelColumns + c) * 4 + j] =
-              static_cast<uint8_t>(static_cast<int>(group.rounded(i + j, inverse)) + 8 +
-                                   (static_cast<int>(group.rounded(i + j + 4, inverse)) + 8) * 16);
-    }
-  }
-}
-
 }  // namespace
 
 std::vector<int64_t> panels_shape(int k, int n, Dtype dtype) {
@@ -139,8 +57,6 @@ void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, flo
     char* panel = static_cast<char*>(panels) + number * panel_bytes(k, dtype);
     if (dtype == Dtype::kFloat32)
       pack_float(weight, column, width, reinterpret_cast<float*>(panel));
-    else if (dtype == Dtype::kInt4)
-      pack_int4(weight, column, width, reinterpret_cast<uint8_t*>(panel), scales + column);
     else
       pack_int8(weight, column, width, reinterpret_cast<uint8_t*>(panel), scales + column);
   });

@@ -29,7 +29,8 @@ enum class Dtype { kFloat32, kInt8, kInt4 };
 std::vector<int64_t> panels_shape(int k, int n, Dtype dtype);
 inline int64_t padded_columns(int n) { return round_up(n, kPanelColumns); }
 
-// Fills the arrays of a packed matrix, which hold zeros. `scales` is null with float32.
+// Fills the arrays of a packed matrix in float32 or int8, which hold zeros. `scales` is null with float32.
+// (int4 is packed in src/pocketlm/kernels/compiled.py.)
 void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, float* scales);
 
 // A packed matrix. It views its arrays, which belong to the caller.

@@ -10,7 +10,6 @@ namespace pocketlm {
 namespace {
 
 constexpr int64_t kMaxSide = 1 << 26;   // of a matrix
-constexpr size_t kPanelAlignment = 64;  // a cache line
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text;
@@ -74,18 +73,16 @@ class Reader {
       layer.attention_norm = norm(prefix + "attention_norm", spec);
       if (!spec.parallel_residual || has(prefix + "mlp_norm.weight"))
         layer.mlp_norm = norm(prefix + "mlp_norm", spec);
-      layer.qkv = matrix(prefix + "qkv", spec.hidden_size, spec.qkv_size(), dtype_);
-      layer.attention_out =
-          matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size, dtype_);
+      layer.qkv = matrix(prefix + "qkv", spec.hidden_size, spec.qkv_size());
+      layer.attention_out = matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size);
       if (spec.gated_mlp)
-        layer.gate = matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size, dtype_);
-      layer.up = matrix(prefix + "up", spec.hidden_size, spec.intermediate_size, dtype_);
-      layer.down = matrix(prefix + "down", spec.intermediate_size, spec.hidden_size, dtype_);
+        layer.gate = matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size);
+      layer.up = matrix(prefix + "up", spec.hidden_size, spec.intermediate_size);
+      layer.down = matrix(prefix + "down", spec.intermediate_size, spec.hidden_size);
       weights.layers.push_back(layer);
     }
     weights.final_norm = norm("final_norm", spec);
-    weights.head =
-        matrix("head", spec.hidden_size, spec.vocab_size, dtype_ == Dtype::kInt4 ? Dtype::kInt8 : dtype_);
+    weights.head = matrix("head", spec.hidden_size, spec.vocab_size);
     return weights;
   }
 
@@ -124,18 +121,18 @@ class Reader {
             has(bias) ? array<float>(bias, {spec.hidden_size}) : nullptr};
   }
 
-  Matrix matrix(const std::string& name, int k, int n, Dtype dtype) {
-    const std::vector<int64_t> shape = panels_shape(k, n, dtype), columns = {padded_columns(n)};
+  Matrix matrix(const std::string& name, int k, int n) {
+    const std::vector<int64_t> shape = panels_shape(k, n, dtype_), columns = {padded_columns(n)};
     const std::string weight = name + ".weight";
     const void* panels;
     const float* scales = nullptr;
-    if (dtype == Dtype::kFloat32) {
+    if (dtype_ == Dtype::kFloat32) {
       panels = array<float>(weight, shape, kPanelAlignment);
     } else {
       panels = array<uint8_t>(weight, shape, kPanelAlignment);
+      scales = array<float>(name + ".scales", columns);
     }
-    if (dtype != Dtype::kFloat32) scales = array<float>(name + ".scales", columns);
-    return Matrix(k, n, dtype, panels, scales, array<float>(name + ".bias", columns));
+    return Matrix(k, n, dtype_, panels, scales, array<float>(name + ".bias", columns));
   }
 
   const nb::dict& arrays_;
@@ -155,6 +152,7 @@ Dtype dtype_named(const std::string& name) {
 nb::list pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype_name,
                      int num_threads) {
   const Dtype dtype = dtype_named(dtype_name);
+  require(dtype != Dtype::kInt4, "int4 is packed in Python");
   const Tensor tensor = tensor_from(name, weight);
   require(num_threads >= 1 && num_threads <= kMaxThreads, "num_threads must be 1 to 1024");
   require(tensor.rows >= 1 && tensor.rows <= kMaxSide && tensor.columns >= 1 && tensor.columns <= kMaxSide,

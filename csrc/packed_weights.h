@@ -15,6 +15,7 @@ namespace pocketlm {
 using AnyArray = nanobind::ndarray<nanobind::ro, nanobind::device::cpu>;
 
 constexpr int kMaxThreads = 1024;
+constexpr size_t kPanelAlignment = 64;  // a cache line
 
 inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
@@ -22,7 +23,7 @@ inline void require(bool condition, const std::string& message) {
 
 Dtype dtype_named(const std::string& name);
 
-// The arrays of a packed matrix: panels, and scales unless it is float32.
+// The arrays of a packed matrix in float32 or int8: panels, and scales unless it is float32.
 nanobind::list pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype,
                            int num_threads);
 

@@ -295,7 +295,7 @@ def large_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 @needs_core
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process takes")
-@pytest.mark.parametrize("dtype", ["auto", "int8", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", "int8", "int4", "float32"])
 def test_the_process_takes_no_more_than_was_estimated(large_checkpoint: Path, dtype: str) -> None:
     """In a process of its own: anonymous memory, with 16 MiB for all that is not weights."""
     command = [sys.executable, "-c", MEMORY_OF_A_LOAD, str(large_checkpoint), dtype]

@@ -12,10 +12,11 @@ from random_model import random_spec, random_weights
 
 from pocketlm import kernels
 from pocketlm.accuracy import PASSAGE, compare
+from pocketlm.calibration import matrix_inputs
 from pocketlm.hub import BUNDLED
 from pocketlm.kernels import Decoder, DecoderSpec, create_decoder
 from pocketlm.models import load_checkpoint
-from pocketlm.smoothing import STICKS_OUT, input_peaks, smooth
+from pocketlm.smoothing import STICKS_OUT, peaks_of, smooth
 from pocketlm.text.tokenizer import Tokenizer
 
 TOKEN_IDS = np.random.default_rng(0).integers(97, size=50).tolist()
@@ -70,7 +71,7 @@ def test_afterwards_no_channel_sticks_out(changes: dict[str, Any], options: dict
     weights = with_outliers(spec, **options)
 
     def largest_ratios(weights: Any) -> dict[str, float]:
-        peaks = input_peaks(spec, weights, TOKEN_IDS)
+        peaks = matrix_inputs(spec, weights, TOKEN_IDS, keep=peaks_of)
         folded = {s: p for s, p in peaks.items() if spec.gated_mlp or not s.endswith("down")}
         return {slot: float(peaks.max() / np.median(peaks)) for slot, peaks in folded.items()}
 

@@ -10,6 +10,7 @@ from pydantic import ByteSize
 
 from pocketlm import hardware, kernels, known_answer, memory
 from pocketlm.accuracy import PASSAGE, compare
+from pocketlm.calibration import Array, Weights, matrix_inputs
 from pocketlm.config import EngineConfig
 from pocketlm.engine.engine import Engine
 from pocketlm.errors import ConfigError, ModelLoadError
@@ -21,7 +22,7 @@ from pocketlm.memory import MemoryEstimate
 from pocketlm.models import Checkpoint, CheckpointHeader, read_checkpoint, read_header
 from pocketlm.packed_cache import Findings, PackedCache
 from pocketlm.shapes import shape_header
-from pocketlm.smoothing import SMOOTHED_DTYPES, Weights, smooth
+from pocketlm.smoothing import SMOOTHED_DTYPES, smooth
 from pocketlm.text.chat_template import ChatTemplate
 from pocketlm.text.tokenizer import Tokenizer
 
@@ -250,12 +251,17 @@ def resolve_dtype(
 
 
 def create_decoder(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str, num_threads: int) -> Decoder:
-    """The decoder of a checkpoint in a number format, smoothed where its activations have 8 bits."""
+    """The decoder of a checkpoint in a number format, its weights prepared for what that rounds."""
     spec = checkpoint.spec
     weights: Weights = checkpoint.weights
+    calibration: dict[str, Array] = {}
     if dtype in SMOOTHED_DTYPES:
         weights = smooth(spec, weights, _passage_ids(checkpoint, tokenizer))
-    return kernels.create_decoder(spec, weights, dtype=dtype, num_threads=num_threads)
+    if dtype == "int4":
+        calibration = matrix_inputs(spec, weights, _passage_ids(checkpoint, tokenizer))
+    return kernels.create_decoder(
+        spec, weights, dtype=dtype, num_threads=num_threads, calibration=calibration
+    )
 
 
 def _passage_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pocketlm import kernels
 from pocketlm.accuracy import CHUNK
-from pocketlm.kernels import reference
+from pocketlm.kernels import int4
 from pocketlm.kernels.inputs import BLOCK_SIZE
-from pocketlm.kernels.spec import TABLES, DecoderSpec, matrix_dtype
+from pocketlm.kernels.spec import TABLES, DecoderSpec
 from pocketlm.models import CheckpointHeader
 from pocketlm.smoothing import SMOOTHED_DTYPES
 
@@ -60,6 +60,9 @@ def peak_bytes(header: CheckpointHeader, dtypes: tuple[str, ...], num_probe_toke
         # One matrix at a time in float64, or twice in float32; keys and values in float64.
         total += max(8 * rows * columns for rows, columns in _packed_shapes(header.spec).values())
         total += 2 * context_bytes(header.spec, "float32", num_probe_tokens)
+    if "int4" in dtypes:
+        total += max(int4.peak_bytes(*shape) for shape in _packed_shapes(header.spec).values())
+        total += 8 * num_probe_tokens * sum(rows for rows, _ in _packed_shapes(header.spec).values())
     if len(dtypes) > 1:
         total += sum(context_bytes(header.spec, dtype, num_probe_tokens) for dtype in dtypes)
         total += 8 * 4 * CHUNK * header.spec.vocab_size  # logits, and what is computed from them
@@ -92,9 +95,7 @@ def _kept_bytes(header: CheckpointHeader) -> int:
 def _packed_bytes(header: CheckpointHeader, dtype: str) -> int:
     is_reference = kernels.isa()[0] == "reference"
     packed = _packed_in_numpy if is_reference else _packed_in_panels
-    matrices = sum(
-        packed(*shape, matrix_dtype(name, dtype)) for name, shape in _packed_shapes(header.spec).items()
-    )
+    matrices = sum(packed(*shape, dtype) for shape in _packed_shapes(header.spec).values())
     return matrices if is_reference else matrices + _norm_bytes(header)
 
 
@@ -109,16 +110,16 @@ def _packed_in_panels(rows: int, columns: int, dtype: str) -> int:
     if dtype == "float32":
         return 4 * padded * rows + 4 * padded
     if dtype == "int4":
-        num_groups = -(-rows // reference.GROUP_SIZE)
-        return padded * num_groups * (reference.GROUP_SIZE // 2 + 1) + 8 * padded
+        num_groups = -(-rows // int4.GROUP_SIZE)
+        return padded * num_groups * (int4.GROUP_SIZE // 2 + 1) + 8 * padded
     return padded * (-(-rows // 4) * 4) + 8 * padded
 
 
 def _packed_in_numpy(rows: int, columns: int, dtype: str) -> int:
     """The same in the reference, which keeps 8-bit and 4-bit numbers as float64."""
     if dtype == "int4":
-        num_groups = -(-rows // reference.GROUP_SIZE)
-        return (8 * reference.GROUP_SIZE + 4) * num_groups * columns + 8 * columns
+        num_groups = -(-rows // int4.GROUP_SIZE)
+        return (8 * int4.GROUP_SIZE + 4) * num_groups * columns + 8 * columns
     return (4 if dtype == "float32" else 8) * rows * columns + 8 * columns
 
 

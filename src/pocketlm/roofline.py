@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from pocketlm.kernels import DecoderSpec, kv_block_bytes
 from pocketlm.kernels.inputs import BLOCK_SIZE
-from pocketlm.kernels.spec import matrix_dtype
 from pocketlm.machine_speed import MachineSpeed, matrix_elements
 
 CONTEXT = 64  # tokens that each stream looks back on, on average
@@ -27,7 +26,7 @@ class Prediction:
 def predict(spec: DecoderSpec, dtype: str, num_streams: int, speed: MachineSpeed) -> Prediction:
     """The new tokens per second of so many streams together."""
     num_bytes = sum(
-        rows * columns * WEIGHT_BYTES[matrix_dtype(name, dtype)]
+        rows * columns * WEIGHT_BYTES[dtype]
         for name, (rows, columns) in spec.matrix_shapes().items()
         if name != "token_embedding"
     )

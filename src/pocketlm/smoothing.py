@@ -12,24 +12,19 @@ al. 2022, arXiv:2211.10438), at no cost when the model runs:
 s is 1 for a channel that does not stick out. Where all are scaled (s = sqrt(max|x| / max|w|)), 8-bit weights
 gain nothing and 4-bit ones, whose scales span several rows, lose.
 
-The peaks are those of a passage. They are found in float64, and s is a power of two: so no weight is
-rounded, and s is the same on every machine, whatever the order of its sums.
+The peaks are those of a passage, found in float64, and s is a power of two: so no weight is rounded, and s
+is the same on every machine, whatever the order of its sums.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pocketlm.accuracy import logits_of
-from pocketlm.kernels import DecoderSpec, reference
-
-Array = NDArray[Any]
-Weights = Mapping[str, Array]
+from pocketlm.calibration import Array, Weights, matrix_inputs
+from pocketlm.kernels import DecoderSpec
 
 SMOOTHING_VERSION = 1  # of what `smooth` returns, given equal arguments
 SMOOTHED_DTYPES = ("int8", "int4")  # the formats with 8-bit activations
@@ -64,7 +59,7 @@ class SmoothedWeights(Weights):
 
 def smooth(spec: DecoderSpec, weights: Weights, token_ids: list[int]) -> SmoothedWeights:
     """Weights of the same function whose activations, on these tokens, have no channel that sticks out."""
-    peaks = input_peaks(spec, weights, token_ids)
+    peaks = matrix_inputs(spec, weights, token_ids, keep=peaks_of)
     smoothed = SmoothedWeights(weights)
 
     def multiply_rows(slot: str, scales: Array) -> None:
@@ -94,13 +89,9 @@ def smooth(spec: DecoderSpec, weights: Weights, token_ids: list[int]) -> Smoothe
     return smoothed
 
 
-def input_peaks(spec: DecoderSpec, weights: Weights, token_ids: list[int]) -> dict[str, Array]:
-    """The largest |input| of each row of every matrix [K], by slot, when these tokens run through."""
-    recorder = _Recorder(spec, weights)
-    with np.errstate(all="ignore"):  # what is not finite stays so, and is left alone
-        for _ in logits_of(recorder, token_ids, chunk_size=max(1, len(token_ids))):
-            pass
-    return {slot: linear.peaks for slot, linear in recorder.recorded.items()}
+def peaks_of(rows: Array) -> Array:
+    """[T, K] -> [K]"""
+    return np.asarray(np.abs(rows).max(axis=0))
 
 
 def _readers(spec: DecoderSpec, weights: Weights) -> Iterator[tuple[str, list[str]]]:
@@ -123,33 +114,3 @@ def _scales(peaks: Array) -> Array:
     sticks_out = np.isfinite(ratios) & (ratios > STICKS_OUT)
     exponents = np.rint(np.log2(ratios / KEPT, where=sticks_out, out=np.zeros_like(ratios)))
     return np.asarray(np.exp2(exponents), np.float32)
-
-
-class _Recorder(reference.Decoder):
-    """The forward pass in float64, whole matrices at a time: it makes no promise to keep."""
-
-    float_type = np.float64
-
-    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
-        self.spec, self.weights, self.dtype, self.num_threads = spec, weights, "float32", 1
-        self.recorded = {
-            name.removesuffix(".weight"): _RecordingLinear(
-                # Nobody reads the logits: one column of the head is enough.
-                weights[name][:, :1] if name == "head.weight" else weights[name],
-                weights.get(name.removesuffix("weight") + "bias"),
-            )
-            for name in spec.matrix_shapes()
-            if name != "token_embedding"
-        }
-        self.linears = dict(self.recorded)
-
-
-class _RecordingLinear(reference.Linear):
-    def __init__(self, weight: Array, bias: Array | None) -> None:
-        self.weight = weight
-        self.bias = np.float32(0) if bias is None else bias[: weight.shape[1]]
-        self.peaks = np.zeros(len(weight))
-
-    def __call__(self, x: Array) -> Array:
-        self.peaks = np.maximum(self.peaks, np.abs(x).max(axis=0))
-        return np.asarray(x @ self.weight.astype(np.float64) + self.bias)

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,12 +131,16 @@ def create_decoder(
     dtype: str,
     num_threads: int,
     isa_name: str | None = None,
+    calibration: Mapping[str, np.ndarray[Any, Any]] = MappingProxyType({}),
 ) -> Decoder:
-    """Pack the weights (named and shaped as spec.py says) for an instruction set, by default `isa()`."""
+    """Pack the weights (named and shaped as spec.py says) for an instruction set, by default `isa()`.
+
+    `calibration` has rows [T, K] that matrices are multiplied with, by slot; int4 is closer for it.
+    """
     name = isa_name or isa()[0]
     if name == "reference":
-        return reference.Decoder(spec, weights, dtype=dtype, num_threads=num_threads)
-    packed = compiled.pack(spec, weights, dtype=dtype, num_threads=num_threads)
+        return reference.Decoder(spec, weights, dtype=dtype, num_threads=num_threads, calibration=calibration)
+    packed = compiled.pack(spec, weights, dtype=dtype, num_threads=num_threads, calibration=calibration)
     return compiled.Decoder(spec, packed, num_threads=num_threads, isa=name)
 
 

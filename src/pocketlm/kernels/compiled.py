@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import pocketlm.kernels._core as _core
+from pocketlm.kernels import int4
 from pocketlm.kernels.inputs import (
     BLOCK_SIZE,
     Float32Array,
@@ -19,7 +22,7 @@ from pocketlm.kernels.inputs import (
     SamplingOutputs,
 )
 from pocketlm.kernels.packed_weights import PackedWeights
-from pocketlm.kernels.spec import TABLES, DecoderSpec, matrix_dtype
+from pocketlm.kernels.spec import TABLES, DecoderSpec
 
 assert _core.BLOCK_SIZE == BLOCK_SIZE
 
@@ -32,7 +35,12 @@ def available_isas() -> tuple[str, ...]:
 
 
 def pack(
-    spec: DecoderSpec, weights: Mapping[str, NDArray[Any]], *, dtype: str, num_threads: int
+    spec: DecoderSpec,
+    weights: Mapping[str, NDArray[Any]],
+    *,
+    dtype: str,
+    num_threads: int,
+    calibration: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> PackedWeights:
     """Pack a dict of weights. ValueError if one is of the wrong shape or dtype."""
     matrices = spec.matrix_shapes()
@@ -45,15 +53,44 @@ def pack(
         if name in TABLES:
             arrays[name] = weight
         elif name in matrices:
-            parts = _core.pack_matrix(name, weight, matrix_dtype(name, dtype), num_threads)
+            if dtype == "int4":
+                parts = _pack_int4(int4.quantize(weight, calibration.get(slot)))
+            else:
+                parts = _core.pack_matrix(name, weight, dtype, num_threads)
             arrays.update(zip((name, f"{slot}.scales"), parts, strict=False))
-            num_columns = -(-weight.shape[1] // _core.PANEL_COLUMNS) * _core.PANEL_COLUMNS
-            bias = np.zeros(num_columns, np.float32)
-            bias[: weight.shape[1]] = weights.get(f"{slot}.bias", 0)
-            arrays[f"{slot}.bias"] = bias
+            bias = np.zeros(weight.shape[1], np.float32)
+            bias += weights.get(f"{slot}.bias", 0)
+            arrays[f"{slot}.bias"] = _padded(bias)
         elif kind == "weight" or f"{slot}.weight" not in matrices:  # a norm's
             arrays[name] = np.array(weight, np.float32)
     return PackedWeights(dtype, arrays)
+
+
+def _padded(columns: NDArray[Any], fill: int = 0) -> NDArray[Any]:
+    """[..., N] -> [..., N rounded up to a panel]"""
+    widths = [(0, 0)] * (columns.ndim - 1) + [(0, -columns.shape[-1] % _core.PANEL_COLUMNS)]
+    return np.pad(columns, widths, constant_values=fill)
+
+
+def _pack_int4(matrix: int4.Int4Matrix) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Panels [N / 64, K / 16, 576], in the layout that csrc/kernels.h has, and the scales of columns."""
+    halves = _padded((matrix.numbers + 8).astype(np.uint8), fill=8)
+    halves = halves.reshape(len(matrix.group_scales), 2, 2, 4, -1, _core.PANEL_COLUMNS)
+    both = halves[:, :, 0] | halves[:, :, 1] << 4  # [K / 16, 2, 4, panels, 64]
+    num_groups, _, _, num_panels, _ = both.shape
+    numbers = both.transpose(3, 0, 1, 4, 2).reshape(num_panels, num_groups, -1)  # 2 by 64 by 4 bytes a group
+    scales = _padded(matrix.group_scales).reshape(num_groups, num_panels, -1).transpose(1, 0, 2)
+    panels = _aligned((num_panels, num_groups, numbers.shape[2] + scales.shape[2]))
+    np.concatenate([numbers, scales.view(np.uint8)], axis=2, out=panels)
+    return panels, _padded(matrix.column_scales)
+
+
+def _aligned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array of bytes that begins with a cache line, as the core wants its panels."""
+    size = math.prod(shape)
+    memory = np.empty(size + _core.PANEL_ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _core.PANEL_ALIGNMENT
+    return memory[start : start + size].reshape(shape)
 
 
 class Decoder:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 # Of the arrays' layout and of how weights become them. Raised with every change of either: what lies
 # packed on a disk under another number is packed again.
-PACKING_VERSION = 2
+PACKING_VERSION = 3
 
 
 @dataclass(frozen=True)

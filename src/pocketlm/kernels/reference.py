@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlm.kernels import int4
 from pocketlm.kernels.inputs import (
     BLOCK_SIZE,
     Float32Array,
@@ -24,12 +26,11 @@ from pocketlm.kernels.inputs import (
     SamplingInputs,
     SamplingOutputs,
 )
+from pocketlm.kernels.int4 import GROUP_SIZE
 from pocketlm.kernels.reference_sampler import report, sample
-from pocketlm.kernels.spec import DecoderSpec, matrix_dtype
+from pocketlm.kernels.spec import DecoderSpec
 
 Array = NDArray[Any]
-
-GROUP_SIZE = 16  # inputs whose 4-bit weights share a scale
 
 
 @dataclass
@@ -47,20 +48,25 @@ class KVCache:
 
 
 class Decoder:
-    float_type: type[np.floating[Any]] = np.float32  # smoothing.py has a subclass that computes in float64
+    float_type: type[np.floating[Any]] = np.float32  # calibration.py has a subclass that computes in float64
 
     def __init__(
-        self, spec: DecoderSpec, weights: Mapping[str, Array], *, dtype: str, num_threads: int = 1
+        self,
+        spec: DecoderSpec,
+        weights: Mapping[str, Array],
+        *,
+        dtype: str,
+        num_threads: int = 1,
+        calibration: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
         self.spec, self.dtype, self.num_threads = spec, dtype, num_threads
         self.weights = weights
-        self.linears = {
-            name.removesuffix(".weight"): LINEARS[matrix_dtype(name, dtype)](
-                weights[name], weights.get(_bias_of(name))
-            )
-            for name in spec.matrix_shapes()
-            if name != "token_embedding"
-        }
+        self.linears = {}
+        for name in spec.matrix_shapes():
+            slot = name.removesuffix(".weight")
+            if name != "token_embedding":
+                bias = weights.get(_bias_of(name))
+                self.linears[slot] = linear(weights[name], bias, dtype, calibration.get(slot))
 
     @property
     def weights_bytes(self) -> int:
@@ -197,18 +203,16 @@ class LinearInt8:
 
 
 class LinearInt4:
-    """x W + b with 4-bit weights and activations as in int8.
+    """x W + b with 4-bit weights, as int4.py makes them, and activations as in int8.
 
-    A weight has two scales: a float of its column, and an 8-bit number of the column and a group of 16 along
-    K. The sums of a group are exact; from group to group they are added up in float32, in the order of K.
+    The sums of a group are exact; from group to group they are added up in float32, in the order of K.
     """
 
-    def __init__(self, weight: Array, bias: Array | None) -> None:
+    def __init__(self, weight: Array, bias: Array | None, inputs: Array | None) -> None:
+        numbers, group_scales, self.scales = int4.quantize(weight, inputs)
         self.num_inputs, num_columns = weight.shape
-        padded = np.zeros((-(-self.num_inputs // GROUP_SIZE) * GROUP_SIZE, num_columns), np.float32)
-        padded[: self.num_inputs] = weight
-        numbers, self.group_scales, self.scales = quantize_groups(padded.reshape(-1, GROUP_SIZE, num_columns))
-        self.weight = numbers.astype(np.float64)  # [K / 16, 16, N]
+        self.weight = numbers.reshape(-1, GROUP_SIZE, num_columns).astype(np.float64)  # [K / 16, 16, N]
+        self.group_scales = group_scales.astype(np.float32)  # [K / 16, N]
         self.bias = np.float32(0) if bias is None else bias.astype(np.float32)
 
     @property
@@ -226,44 +230,6 @@ class LinearInt4:
         return out * (scales[:, None] * self.scales) + self.bias
 
 
-def quantize_groups(groups: Float32Array) -> tuple[NDArray[np.int8], Float32Array, Float32Array]:
-    """Numbers from -8 to 7 [G, 16, N], scales of groups from -127 to 127 [G, N] and of columns [N].
-
-    They make the groups [G, 16, N] together: about numbers * group_scales * column_scales. A column that
-    holds a NaN or an infinity has a scale of NaN.
-    """
-    finite = np.isfinite(groups).all(axis=(0, 1))
-    groups = np.where(finite, groups, np.float32(0))
-    wanted = best_scales(groups)
-    column_scales = np.abs(wanted).max(axis=0) / np.float32(127)
-    group_scales = np.rint(_divide(wanted, column_scales))
-    numbers = round_to_int4(groups, _divide(np.float32(1), group_scales * column_scales)).astype(np.int8)
-    return numbers, group_scales, np.where(finite, column_scales, np.float32(np.nan))
-
-
-def best_scales(groups: Float32Array) -> Float32Array:
-    """The scale of each group [G, N] that has the least squared error of some, 0 where all are tiny.
-
-    They differ in what the largest value of the group becomes. A little beyond -8 it is cut off, and the
-    others are finer for it.
-    """
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
-    best = np.zeros_like(largest)
-    least_error = np.full(best.shape, np.inf)
-    for to in (-8.75, -8.5, -8.25, -8.0, -7.75, -7.5, -7.25, -7.0):
-        scales = largest / np.float32(to)
-        scales[np.abs(scales) < np.float32(1e-30)] = 0
-        rounded = round_to_int4(groups, _divide(np.float32(1), scales))
-        errors = np.square(groups - rounded.astype(np.float64) * scales[:, None]).sum(axis=1)
-        better = (errors < least_error) & (scales != 0)
-        least_error[better], best[better] = errors[better], scales[better]
-    return best
-
-
-def round_to_int4(groups: Float32Array, inverse_scales: Float32Array) -> Float32Array:
-    return np.clip(np.rint(groups * inverse_scales[:, None]), np.float32(-8), np.float32(7))
-
-
 def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     """Symmetric 8-bit numbers [T, K] and one scale a row [T], so that x is about numbers * scale.
 
@@ -276,11 +242,13 @@ def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     return quantized, np.where(finite, largest / np.float32(127), np.float32(np.nan))
 
 
-LINEARS: dict[str, type[Linear] | type[LinearInt8] | type[LinearInt4]] = {
-    "float32": Linear,
-    "int8": LinearInt8,
-    "int4": LinearInt4,
-}
+def linear(
+    weight: Array, bias: Array | None, dtype: str, inputs: Array | None
+) -> Linear | LinearInt8 | LinearInt4:
+    """x W + b in a number format; `inputs` [T, K] are some x, if any are known."""
+    if dtype == "int4":
+        return LinearInt4(weight, bias, inputs)
+    return LinearInt8(weight, bias) if dtype == "int8" else Linear(weight, bias)
 
 
 def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) -> Float32Array:
@@ -300,11 +268,6 @@ def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) ->
 
 def _bias_of(name: str) -> str:
     return name.removesuffix("weight") + "bias"
-
-
-def _divide(a: Float32Array | np.float32, b: Float32Array) -> Float32Array:
-    """a / b, and 0 where b is 0."""
-    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape, np.float32), where=b != 0)
 
 
 def _sigmoid(x: Float32Array) -> Float32Array:

@@ -22,7 +22,7 @@ P positions, L layers.
 
 The compiled core takes them packed: for each matrix `.weight` in panels (csrc/kernels.h has the layouts),
 `.scales` with int8 and int4, and a `.bias`, zero where there was none; norms in float32; the tables as they
-are. Beside int4 matrices the head is in int8, as `matrix_dtype` says.
+are.
 """
 
 from __future__ import annotations
@@ -95,8 +95,3 @@ class DecoderSpec:
             shapes[f"layers.{i}.down.weight"] = (self.intermediate_size, self.hidden_size)
         shapes["head.weight"] = (self.hidden_size, self.vocab_size)
         return shapes
-
-
-def matrix_dtype(name: str, dtype: str) -> str:
-    """The number format of one matrix of a model in `dtype`: 4 bits cost the head more than they save."""
-    return "int8" if dtype == "int4" and name == "head.weight" else dtype
