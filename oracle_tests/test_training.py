@@ -94,6 +94,20 @@ def test_training_stops_when_the_loss_no_longer_falls(
     assert about["step"] == 2
 
 
+def test_a_loss_that_is_not_finite_ends_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "train_step", train_step_to_nan)
+    run = open_run(data, tmp_path / "run", RECIPE, is_resumed=False)
+    with pytest.raises(RecipeError, match="the loss is nan at step 10; give a new folder and a lower"):
+        list(run.train())
+
+
+def train_step_to_nan(run: Run) -> torch.Tensor:
+    run.step += 1
+    return torch.tensor(float("nan"))
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     factors = [lr_factor(step, RECIPE) for step in range(RECIPE.num_steps)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])

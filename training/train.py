@@ -152,11 +152,17 @@ class Run:
             losses.append(self.train_step())
             if self.step % LOG_INTERVAL == 0:
                 loss = float(torch.stack(losses).mean())  # waits for the device
+                if not math.isfinite(loss):
+                    raise RecipeError(
+                        f"the loss is {loss} at step {self.step}; give a new folder and a lower --muon-lr "
+                        "and --adamw-lr, or more --warmup-steps"
+                    )
                 seconds = time.perf_counter() - start_s
                 self.train_s += seconds
                 yield self.progress(loss, seconds, len(losses))
                 losses, start_s = [], time.perf_counter()
             if self.step % recipe.eval_interval == 0 or self.step == recipe.num_steps:
+                self.train_s += time.perf_counter() - start_s
                 yield self.evaluate()
                 losses, start_s = [], time.perf_counter()
         yield (
