@@ -183,6 +183,7 @@ def test_links_lead_somewhere() -> None:
         *ROOT.glob("docs/*.md"),
         *ROOT.glob("csrc/*.md"),
         *ROOT.glob("deploy/*/*.md"),
+        *ROOT.glob("training/*.md"),
     ):
         for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
             if target.startswith("https://"):
