@@ -190,9 +190,7 @@ def measure(field: list[Entrant], cases: list[Case], rounds: Rounds, run: Run) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="0 starts all and compares their tokens")
-    parser.add_argument(
-        "--minutes", type=float, default=30, help="engines in process get half, servers the rest"
-    )
+    parser.add_argument("--minutes", type=float, default=60, help="two thirds for the engines in process")
     parser.add_argument("--only", default=",".join(ENGINES), help="engines, with commas between them")
     parser.add_argument("--cases", default=",".join(CASES), help="cases, with commas between them")
     args = parser.parse_args()
@@ -219,7 +217,7 @@ def main() -> None:
         with ExitStack() as running:
             start_all(entrants_in_memory, run.results, running)
             equal |= compare_tokens(entrants_in_memory, run.results)
-            share = 1.0 if their_cases[-1].over_http else 0.5
+            share = 1.0 if their_cases[-1].over_http else 2 / 3
             rounds = Rounds(1 + sum(num_rounds), args.rounds, start + 60 * args.minutes * share)
             num_rounds.append(measure(entrants_in_memory, their_cases, rounds, run) if args.rounds else 0)
         field += [entrant for entrant in entrants_in_memory if entrant.row not in run.rows]

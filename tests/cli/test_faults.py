@@ -308,12 +308,14 @@ def test_a_cpu_quota_of_half_a_core(half_a_cpu: CpuQuota) -> None:
         assert "num_threads=1: cgroup CPU quota of 0.5" in process.errors
         before = throttled(process)
         answers = [ask_all(process) for _ in range(5)]
+        while len(answers) < 50 and throttled(process)[0] == before[0]:  # all may fit in its half of the time
+            answers.append(ask_all(process))
         check_deadline(process)
         periods, seconds = throttled(process)
         assert periods > before[0] and seconds > before[1]
         half_a_cpu.lift()
         expected = ask_all(process)
-        assert answers == [expected] * 5
+        assert answers == [expected] * len(answers)
         process.send(signal.SIGTERM)
         assert process.end(30) == 0
     assert "Traceback" not in process.errors
