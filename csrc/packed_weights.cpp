@@ -9,7 +9,7 @@ namespace nb = nanobind;
 namespace pocketlm {
 namespace {
 
-constexpr int64_t kMaxSide = 1 << 26;   // of a matrix
+constexpr int64_t kMaxSide = 1 << 26;  // of a matrix
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text;
@@ -74,9 +74,9 @@ class Reader {
       if (!spec.parallel_residual || has(prefix + "mlp_norm.weight"))
         layer.mlp_norm = norm(prefix + "mlp_norm", spec);
       layer.qkv = matrix(prefix + "qkv", spec.hidden_size, spec.qkv_size());
-      layer.attention_out = matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size);
-      if (spec.gated_mlp)
-        layer.gate = matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size);
+      layer.attention_out =
+          matrix(prefix + "attention_out", spec.num_heads * spec.head_dim, spec.hidden_size);
+      if (spec.gated_mlp) layer.gate = matrix(prefix + "gate", spec.hidden_size, spec.intermediate_size);
       layer.up = matrix(prefix + "up", spec.hidden_size, spec.intermediate_size);
       layer.down = matrix(prefix + "down", spec.intermediate_size, spec.hidden_size);
       weights.layers.push_back(layer);
