@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from peers import report
+from peers.__main__ import halves
 from peers.checkpoint import vocabulary
+from peers.child import one_line
 from peers.limits import BYTES, HEAD_WEIGHTS, LAYER_WEIGHTS, MIB, Limits, least_s
 from peers.marks import MARKS, Run, against, served, share_in_int8
 from peers.processes import Failed, InProcess
@@ -179,3 +182,23 @@ def test_a_row_without_figures_shows_its_reason() -> None:
     value = json.loads(json.dumps(report.value(run, {"date": "today"})))
     assert value["tokens_per_s"]["pocketlm int8"]["1 stream"] == 128
     assert value["reasons"] == {"other int8": "could not be built"}
+
+
+def test_servers_do_not_share_the_memory_with_engines_in_process() -> None:
+    engines = ["pocketlm", "vllm", "transformers"]
+    (in_process, first_cases), (served, last_cases) = halves(engines, list(CASES.values()))
+    assert not any(entrant.row.is_served for entrant in in_process)
+    assert all(entrant.row.is_served or entrant.row.is_ours for entrant in served)
+    assert {case.name for case in first_cases} | {"64 clients"} == CASES.keys()
+    # What the server is compared with is measured again beside it.
+    assert [case.name for case in last_cases] == ["64 streams", "64 clients"]
+    assert {e.row.variant for e in served if not e.row.is_served} == {
+        e.row.variant for e in served if e.row.is_served and e.row.is_ours
+    }
+
+
+def test_a_program_that_failed_is_named_without_its_paths() -> None:
+    error = subprocess.CalledProcessError(
+        127, [Path("/somewhere/bin/program"), "--model", "/elsewhere/model"]
+    )
+    assert one_line(error) == "program ended with 127"

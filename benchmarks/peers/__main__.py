@@ -82,11 +82,12 @@ def halves(engines: list[str], cases: list[Case]) -> Iterator[tuple[list[Entrant
     """Who is in memory together, and in which cases: engines in process, then servers with our engine."""
     in_process = [case for case in cases if not case.over_http]
     over_http = [case for case in cases if case.over_http]
-    field = list(entrants(engines, is_served=False))
     if in_process:
+        field = entrants(engines, is_served=False)
         yield [e for e in field if e.variant.is_exact or any(map(e.takes, in_process))], in_process
     if over_http:
-        ours = [Entrant(e.row, e.engine, e.variant) for e in field if e.row.is_ours and e.variant.is_served]
+        field = entrants(engines, is_served=False)
+        ours = [e for e in field if e.row.is_ours and e.variant.is_served]
         yield [*ours, *entrants(engines, is_served=True)], [CASES["64 streams"], *over_http]
 
 
@@ -152,11 +153,11 @@ def fail(entrant: Entrant, results: Results, reason: str) -> None:
 
 @dataclass(frozen=True)
 class Rounds:
-    """A round that warms up, and these."""
+    """A round that warms up, then these."""
 
-    first: int
+    first: int  # its number: no two of a run are equal
     num: int
-    deadline: float
+    deadline: float  # of time.monotonic(); no round begins that would end later
 
 
 def measure(field: list[Entrant], cases: list[Case], rounds: Rounds, run: Run) -> int:
@@ -212,22 +213,26 @@ def main() -> None:
     run = Run([], Results(), limits.Limits())
     field: list[Entrant] = []
     equal: dict[Row, str] = {}
-    num_rounds: list[int] = []
-    for entrants_in_memory, their_cases in halves(engines, cases):
+    num_rounds: dict[str, int] = {}
+    for group, their_cases in halves(engines, cases):
+        is_last = their_cases[-1].over_http
         with ExitStack() as running:
-            start_all(entrants_in_memory, run.results, running)
-            equal |= compare_tokens(entrants_in_memory, run.results)
-            share = 1.0 if their_cases[-1].over_http else 2 / 3
-            rounds = Rounds(1 + sum(num_rounds), args.rounds, start + 60 * args.minutes * share)
-            num_rounds.append(measure(entrants_in_memory, their_cases, rounds, run) if args.rounds else 0)
-        field += [entrant for entrant in entrants_in_memory if entrant.row not in run.rows]
-        run.rows.extend(entrant.row for entrant in entrants_in_memory if entrant.row not in run.rows)
+            start_all(group, run.results, running)
+            equal |= compare_tokens(group, run.results)
+            deadline = start + 60 * args.minutes * (1 if is_last else 2 / 3)
+            rounds = Rounds(1 + sum(num_rounds.values()), args.rounds, deadline)
+            where = "over HTTP" if is_last else "in process"
+            num_rounds[where] = measure(group, their_cases, rounds, run) if args.rounds else 0
+        new = [entrant for entrant in group if entrant.row not in run.rows]
+        field += new
+        run.rows.extend(entrant.row for entrant in new)
 
     facts = {
         "machine": f"{cpu_model()}, {isa()[0]}, {platform.system()} {platform.release()}",
         "threads": str(NUM_THREADS),
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        "rounds": f"{' and '.join(map(str, num_rounds))}; what is in float32 or takes minutes, one",
+        "rounds": ", ".join(f"{num} {where}" for where, num in num_rounds.items())
+        + "; of what is in float32 or takes minutes, one",
         **{entrant.row.engine: versions(entrant.engine, entrant.home) for entrant in field},
     }
     notes = {
@@ -235,7 +240,7 @@ def main() -> None:
         for entrant in field
     }
     text = report.markdown(run, facts, notes)
-    if any(num_rounds):
+    if any(num_rounds.values()):
         (ROOT / "benchmarks/RESULTS.md").write_text(text)
     print(text)
     print(json.dumps(report.value(run, facts)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,8 @@ def main() -> None:
 
 
 def one_line(error: BaseException) -> str:
+    if isinstance(error, subprocess.CalledProcessError):  # its own words are a command with all its paths
+        return f"{Path(error.cmd[0]).name} ended with {error.returncode}"
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}"[:200]
 
