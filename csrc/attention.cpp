@@ -33,6 +33,7 @@ static void score(const Query* queries, const HeadBlocks<Element>& head, int blo
     keys[b] = head.keys + offset;
     values[b] = head.values + offset;
   }
+#pragma GCC unroll 4
   for (int d = 0; d < head_dim; ++d) {
     for (int b = 0; b < kBlocks; ++b) {
       if (kQueries == 1) __builtin_prefetch(values[b] + d * kBlockSize);
@@ -82,8 +83,10 @@ static void mix(const Query* queries, const HeadBlocks<Element>& head, int short
     const int64_t offset = head.block_table[first / kBlockSize] * head.block_stride + d;
     const Element* values = head.values + offset;
     const Element* next_keys = head.keys + offset + kBlockSize * width;
+    const int end = smaller(kBlockSize, shortest - first);
     int p = 0;
-    for (; p < kBlockSize && first + p < shortest; ++p) {
+#pragma GCC unroll 4
+    for (; p < end; ++p) {
       f32x value[kVectors];
       for (int v = 0; v < kVectors; ++v) {
         if (kQueries == 1) __builtin_prefetch(next_keys + p * width + v * kLanes);

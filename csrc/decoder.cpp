@@ -67,7 +67,6 @@ void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
       widen(layer, norm_rows(mlp_norm, x, num_tokens, layer.up), num_tokens, hidden);
     };
     linear(layer.qkv, norm_rows(layer.attention_norm, x, num_tokens, layer.qkv), num_tokens, qkv);
-    store_keys_and_values(batch, i, cache);
     attend(batch, i, cache);
     if (spec_.parallel_residual) expand();  // before x has attention's output
     linear(layer.attention_out, rows_for(layer.attention_out, attended, num_tokens), num_tokens, x,
@@ -168,46 +167,58 @@ void Decoder::plan_attention(const Batch& batch) {
   const int num_heads = spec_.num_kv_heads;
   const int fair_share = batch.num_tokens * num_heads / (kTasksPerThread * pool_.num_threads());
   attention_tasks_.clear();
+  shared_tasks_.clear();
   for (int s = 0; s < batch.num_sequences; ++s) {
     const int start = batch.query_starts[s], end = batch.query_starts[s + 1];
     const int tallest = std::clamp(end - start, 1, kMaxQueries);
     const int heads = std::clamp(std::min(fair_share, kQueriesPerTask) / tallest, 1, num_heads);
-    for (int h = 0; h < num_heads; h += heads)
-      for (int t = start; t < end; t += kMaxQueries)
-        attention_tasks_.push_back({s, t, std::min(kMaxQueries, end - t), h, std::min(heads, num_heads - h)});
+    const bool alone = end - start <= kMaxQueries;
+    for (int h = 0; h < num_heads; h += heads) {
+      for (int t = start; t < end; t += kMaxQueries) {
+        attention_tasks_.push_back(
+            {s, t, std::min(kMaxQueries, end - t), h, std::min(heads, num_heads - h), alone});
+        if (!alone) shared_tasks_.push_back(attention_tasks_.back());
+      }
+    }
   }
 }
 
-void Decoder::store_keys_and_values(const Batch& batch, int layer, KVCache& cache) {
-  const int head_dim = spec_.head_dim, num_heads = spec_.num_heads, num_kv_heads = spec_.num_kv_heads;
-  pool_.run(num_pieces(batch.num_tokens, kRowsPerTask), [&](int task, int) {
-    const int end = std::min(batch.num_tokens, (task + 1) * kRowsPerTask);
-    for (int t = task * kRowsPerTask; t < end; ++t) {
-      float* query = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size();
-      const float* key = query + static_cast<int64_t>(num_heads) * head_dim;
-      const float* value = key + static_cast<int64_t>(num_kv_heads) * head_dim;
-      if (!spec_.rotary_frequencies.empty()) rotate(query, num_heads + num_kv_heads, t);
-      const int64_t block = batch.slot_mapping[t] / kBlockSize;
-      const int row = batch.slot_mapping[t] % kBlockSize;
-      for (int g = 0; g < num_kv_heads; ++g, key += head_dim, value += head_dim) {
-        const int64_t place = cache.start_of(layer, g) + block * cache.block_stride_;
-        if (weights_.dtype == Dtype::kFloat32)
-          kernels_.keep_f32(key, value, head_dim, row, cache.floats_[0].data() + place,
-                            cache.floats_[1].data() + place);
-        else
-          kernels_.keep_f16(key, value, head_dim, row, cache.halves_[0].data() + place,
-                            cache.halves_[1].data() + place);
+// Keys and values of a task's tokens and heads go into the cache; keys and queries turn before.
+void Decoder::keep(const Batch& batch, const AttentionTask& task, int layer, KVCache& cache) {
+  const int head_dim = spec_.head_dim, heads_per_kv_head = spec_.num_heads / spec_.num_kv_heads;
+  for (int t = task.first_token; t < task.first_token + task.num_tokens; ++t) {
+    float* token = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size();
+    const int64_t block = batch.slot_mapping[t] / kBlockSize;
+    const int row = batch.slot_mapping[t] % kBlockSize;
+    for (int g = task.first_head; g < task.first_head + task.num_heads; ++g) {
+      float* key = token + static_cast<int64_t>(spec_.num_heads + g) * head_dim;
+      const float* value = key + static_cast<int64_t>(spec_.num_kv_heads) * head_dim;
+      if (!spec_.rotary_frequencies.empty()) {
+        rotate(token + static_cast<int64_t>(g) * heads_per_kv_head * head_dim, heads_per_kv_head, t);
+        rotate(key, 1, t);
       }
+      const int64_t place = cache.start_of(layer, g) + block * cache.block_stride_;
+      if (weights_.dtype == Dtype::kFloat32)
+        kernels_.keep_f32(key, value, head_dim, row, cache.floats_[0].data() + place,
+                          cache.floats_[1].data() + place);
+      else
+        kernels_.keep_f16(key, value, head_dim, row, cache.halves_[0].data() + place,
+                          cache.halves_[1].data() + place);
     }
-  });
+  }
 }
 
-void Decoder::attend(const Batch& batch, int layer, const KVCache& cache) {
+// A task whose tokens no other task attends to keeps its own keys and values, while they are in this
+// thread's cache. The others keep theirs before any of them attends.
+void Decoder::attend(const Batch& batch, int layer, KVCache& cache) {
   const int head_dim = spec_.head_dim, num_heads = spec_.num_heads;
   const int heads_per_kv_head = num_heads / spec_.num_kv_heads;
   const float scale = spec_.attention_scales[layer];
+  pool_.run(static_cast<int>(shared_tasks_.size()),
+            [&](int index, int) { keep(batch, shared_tasks_[index], layer, cache); });
   pool_.run(static_cast<int>(attention_tasks_.size()), [&](int index, int thread) {
     const AttentionTask& task = attention_tasks_[index];
+    if (task.alone) keep(batch, task, layer, cache);
     const int32_t* block_table = batch.block_tables + static_cast<int64_t>(task.sequence) * batch.max_blocks;
     Query* queries = scratch_[thread].queries.data();
     float* scores = scratch_[thread].scores.data();

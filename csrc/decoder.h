@@ -69,6 +69,7 @@ class KVCache {
 };
 
 // A ragged batch; see ForwardInputs in src/pocketlm/kernels/inputs.py. All indices are checked before.
+// No sequence reads a block that another one of the batch writes.
 struct Batch {
   int num_tokens, num_sequences, max_blocks, num_logit_rows;
   const int32_t *token_ids, *positions, *slot_mapping, *block_tables, *query_starts, *logit_rows;
@@ -100,6 +101,7 @@ class Decoder {
   };
   struct AttentionTask {  // heads are key-value heads
     int sequence, first_token, num_tokens, first_head, num_heads;
+    bool alone;  // no other task has tokens of the same sequence and head
   };
   struct Rows {  // that a matrix is multiplied with: floats or, with int8 weights, bytes
     const float* floats;
@@ -114,8 +116,8 @@ class Decoder {
   void linear(const Matrix& matrix, const Rows& x, int num_rows, float* out,
               Activation activation = Activation::kNone, Combine combine = Combine::kStore);
   void plan_attention(const Batch& batch);
-  void store_keys_and_values(const Batch& batch, int layer, KVCache& cache);
-  void attend(const Batch& batch, int layer, const KVCache& cache);
+  void keep(const Batch& batch, const AttentionTask& task, int layer, KVCache& cache);
+  void attend(const Batch& batch, int layer, KVCache& cache);
   void widen(const LayerWeights& layer, const Rows& normed, int num_rows, float* hidden);
   void rotate(float* heads, int num_heads, int token) const;
 
@@ -131,14 +133,17 @@ class Decoder {
   // floats(row, thread) gives a row's k numbers. The result lives until the next call.
   template <class Floats>
   Rows quantize_rows(int num_rows, int k, const Floats& floats) {
-    const int64_t stride = round_up(k, 4);
+    const int64_t stride = round_up(k, kGroupSize), num_groups = stride / kGroupSize;
     int8_t* values = quantized_.at_least(num_rows * stride);
     float* scales = quantized_scales_.at_least(num_rows);
     int32_t* sums = quantized_sums_.at_least(num_rows);
+    int32_t* group_sums = quantized_group_sums_.at_least(num_rows * num_groups);
     for_rows(num_rows, [&](int64_t row, int thread) {
       kernels_.quantize(floats(row, thread), k, values + row * stride, scales + row, sums + row);
+      if (weights_.dtype == Dtype::kInt4)
+        kernels_.sum_groups(values + row * stride, k, group_sums + row * num_groups);
     });
-    return {nullptr, {values, stride, scales, sums}};
+    return {nullptr, {values, stride, scales, sums, group_sums}};
   }
 
   const Spec spec_;
@@ -150,11 +155,12 @@ class Decoder {
   std::vector<Sampler> samplers_;  // one a thread
   std::vector<Scratch> scratch_;
   std::vector<AttentionTask> attention_tasks_;          // of this batch, the same in every layer
+  std::vector<AttentionTask> shared_tasks_;             // those that are not alone
   Buffer<float> x_, normed_, qkv_, attended_, hidden_;  // [T, E], [T, E], [T, qkv], [T, H * D], [T, I]
   Buffer<float> cos_, sin_;                             // [T, rotary dimensions / 2]
   Buffer<int8_t> quantized_;
   Buffer<float> quantized_scales_;
-  Buffer<int32_t> quantized_sums_;
+  Buffer<int32_t> quantized_sums_, quantized_group_sums_;
 };
 
 }  // namespace pocketlm

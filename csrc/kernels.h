@@ -42,10 +42,11 @@ struct Output {
 
 // Rows of 8-bit activations: x is about values * scales.
 struct QuantizedRows {
-  const int8_t* values;  // [rows, stride]
-  int64_t stride;        // K rounded up to a multiple of 4
-  const float* scales;   // [rows]
-  const int32_t* sums;   // [rows], of the values
+  const int8_t* values;       // [rows, stride]
+  int64_t stride;             // K rounded up to a multiple of 16
+  const float* scales;        // [rows]
+  const int32_t* sums;        // [rows], of the values
+  const int32_t* group_sums;  // [rows, stride / 16], only with 4-bit weights
 };
 
 // Keys and values of one layer and one key-value head, block by block.
@@ -85,8 +86,10 @@ struct Kernels {
   // One row of n. `bias` may be null.
   void (*norm)(Norm kind, const float* x, const float* weight, const float* bias, float epsilon, int n,
                float* out);
-  // One row of n to 8 bits; a row with a NaN or an infinity gets a scale of NaN. Pads to a multiple of 4.
+  // One row of n to 8 bits; a row with a NaN or an infinity gets a scale of NaN. Pads to a multiple of 16.
   void (*quantize)(const float* x, int n, int8_t* values, float* scale, int32_t* sum);
+  // Of each 16 values of a row that quantize made.
+  void (*sum_groups)(const int8_t* values, int n, int32_t* sums);
 
   // One position's key and value of one head into row `row` of a block.
   void (*keep_f32)(const float* key, const float* value, int head_dim, int row, float* keys, float* values);

@@ -5,8 +5,7 @@
 //
 // scale[g, n] and sum[t, g, n] are integers. From group to group they meet in one chain of fused
 // multiply-adds, in the order of k, whatever the number of rows.
-// A group of a panel is unpacked to bytes, in the layout of an int8 panel, and kRows rows pass it.
-// Cost: 0.5625 K bytes of weights per column, read and unpacked once for every kRows rows.
+// Cost: 0.5625 K bytes of weights per column, read once and unpacked again for every kRows rows.
 #include "dot_i8.h"
 #include "simd.h"
 
@@ -14,86 +13,99 @@ namespace pocketlm::POCKETLM_ISA {
 
 typedef uint8_t u8x __attribute__((vector_size(4 * kLanes)));
 
-constexpr int kRows = 16;
-constexpr int kVectors = kLanes == 16 ? 4 : 1;
-constexpr int kQuads = kGroupSize / 4;
-constexpr int kQuadBytes = 4 * kPanelColumns;  // of 4 steps of k, unpacked
+constexpr int kRegistersPerVector = (sizeof(Sums) + sizeof(f32x)) / sizeof(f32x);  // of columns, for one row
+constexpr int kRows = kRegistersPerVector == 2 ? 6 : 4;
 constexpr int kPrefetchBytes = 8192;
 // Weights are stored plus 8. Unpacked they stay so, but where the dot product takes off 128 by itself.
 constexpr int kGroupExcess = kExcess == 0 ? 0 : 8;
 constexpr uint8_t kToUnpacked = kExcess == 0 ? 120 : 0;
 
-struct Group {
-  alignas(64) uint8_t weights[kQuads * kQuadBytes];  // [16 / 4][64][4]
-  alignas(64) float scales[kPanelColumns];
-};
+// How many vectors of columns a tile of so many rows is wide: what it adds up takes three of four registers
+// at most.
+constexpr int width(int num_rows) {
+  int vectors = kPanelColumns / kLanes;
+  while (num_rows * vectors * kRegistersPerVector > kRegisters * 3 / 4) vectors /= 2;
+  return vectors;
+}
 
-static inline void unpack(const uint8_t* packed, Group& group) {
-  for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(packed + kPrefetchBytes + line, 0, 2);
-  for (int pair = 0; pair < kQuads; pair += 2) {
-    for (int j = 0; j < kQuadBytes; j += static_cast<int>(sizeof(u8x))) {
-      u8x both;
-      std::memcpy(&both, packed, sizeof both);
-      packed += sizeof both;
-      const u8x low = (both & 15) + kToUnpacked, high = (both >> 4) + kToUnpacked;
-      std::memcpy(group.weights + pair * kQuadBytes + j, &low, sizeof low);
-      std::memcpy(group.weights + (pair + 1) * kQuadBytes + j, &high, sizeof high);
+static inline Weights weights_of(u8x numbers) {
+  return load_weights(reinterpret_cast<const uint8_t*>(&numbers));
+}
+
+static inline Activations four_of(const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return spread(four);
+}
+
+template <int kNumRows, int kVectors>
+static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
+                 int column, int first, const Output& out) {
+  f32x sums[kNumRows][kVectors] = {};
+  const int64_t num_groups = x.stride / kGroupSize;
+  const int8_t* values = x.values + row * x.stride;
+  const int32_t* group_sums = x.group_sums + row * num_groups;
+  for (int i = 0; i < k; i += kGroupSize, panel += kGroupBytes) {
+    if (row == 0 && first == 0)
+      for (int line = 0; line < kGroupBytes; line += 64)
+        __builtin_prefetch(panel + kPrefetchBytes + line, 0, 2);
+    Sums products[kNumRows][kVectors] = {};
+    for (int j = 0; j < kGroupSize; j += 8) {
+      for (int v = 0; v < kVectors; ++v) {
+        u8x both;  // k = i + j to i + j + 3 in the low halves, the next four in the high ones
+        std::memcpy(&both, panel + (j / 8 * kPanelColumns + first + v * kLanes) * 4, sizeof both);
+        const Weights low = weights_of((both & 15) + kToUnpacked),
+                      high = weights_of((both >> 4) + kToUnpacked);
+        for (int r = 0; r < kNumRows; ++r) {
+          const int8_t* eight = values + r * x.stride + i + j;
+          products[r][v] = add_products(products[r][v], low, four_of(eight));
+          products[r][v] = add_products(products[r][v], high, four_of(eight + 4));
+        }
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      const uint8_t* place = panel + kGroupBytes - kPanelColumns + first + v * kLanes;
+      const f32x scales = load(reinterpret_cast<const int8_t*>(place));
+      for (int r = 0; r < kNumRows; ++r) {
+        const int32_t excess = kGroupExcess * group_sums[r * num_groups + i / kGroupSize];
+        sums[r][v] = fma(scales, __builtin_convertvector(total(products[r][v]) - excess, f32x), sums[r][v]);
+      }
     }
   }
-  for (int c = 0; c < kPanelColumns; c += kLanes) {
-    i8x scales;
-    std::memcpy(&scales, packed + c, sizeof scales);
-    const i32x wide = __builtin_convertvector(scales, i32x);  // at once, GCC 12 converts one by one
-    store(group.scales + c, __builtin_convertvector(wide, f32x));
+  for (int r = 0; r < kNumRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      const int lane = first + v * kLanes;
+      finish(sums[r][v] * (x.scales[row + r] * load(column_scales + column + lane)), out, row + r,
+             column + lane);
+    }
   }
 }
 
-// sums += scale * (x w), for the 4 * num_quads activations of one row and 64 columns.
-static inline void add_group(const Group& group, const int8_t* x, int num_quads, float* sums) {
-  int32_t row_sum = 0;
-  for (int i = 0; i < 4 * num_quads; ++i) row_sum += x[i];
-  for (int first = 0; first < kPanelColumns; first += kVectors * kLanes) {
-    Sums products[kVectors] = {};
-    for (int q = 0; q < num_quads; ++q) {
-      int32_t four;
-      std::memcpy(&four, x + 4 * q, 4);
-      const Activations activations = spread(four);
-      for (int v = 0; v < kVectors; ++v)
-        products[v] =
-            add_products(products[v], load_weights(group.weights + q * kQuadBytes + 4 * (first + v * kLanes)),
-                         activations);
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      const int lane = first + v * kLanes;
-      const f32x exact = __builtin_convertvector(total(products[v]) - kGroupExcess * row_sum, f32x);
-      store(sums + lane, fma(load(group.scales + lane), exact, load(sums + lane)));
-    }
-  }
+template <int kNumRows>
+static void tiles(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
+                  int64_t row, int column, const Output& out) {
+  for (int first = 0; first < kPanelColumns; first += width(kNumRows) * kLanes)
+    tile<kNumRows, width(kNumRows)>(panel, column_scales, k, x, row, column, first, out);
 }
 
 void matmul_i4(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int num_rows,
                int column, const Output& out) {
-  for (int first = 0; first < num_rows; first += kRows) {
-    const int height = num_rows - first < kRows ? num_rows - first : kRows;
-    float sums[kRows][kPanelColumns];
-    std::memset(sums, 0, sizeof sums[0] * height);
-    for (int i = 0; i < k; i += kGroupSize) {
-      Group group;
-      unpack(panel + static_cast<int64_t>(i / kGroupSize) * kGroupBytes, group);
-      for (int r = 0; r < height; ++r) {
-        const int8_t* values = x.values + (first + r) * x.stride + i;
-        if (k - i >= kGroupSize)
-          add_group(group, values, kQuads, sums[r]);
-        else
-          add_group(group, values, round_up(k - i, 4) / 4, sums[r]);
-      }
-    }
-    for (int r = 0; r < height; ++r) {
-      for (int c = 0; c < kPanelColumns; c += kLanes) {
-        const f32x scale = x.scales[first + r] * load(column_scales + column + c);
-        finish(load(sums[r] + c) * scale, out, first + r, column + c);
-      }
-    }
+  using Tiles =
+      void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, const Output&);
+  constexpr Tiles kTiles[] = {tiles<1>, tiles<2>, tiles<3>, tiles<4>, tiles<kRows - 1>, tiles<kRows>};
+  const int num_tiles = (num_rows + kRows - 1) / kRows;
+  for (int i = 0, row = 0; i < num_tiles; ++i) {
+    const int height = (num_rows - row) / (num_tiles - i);  // as even as can be
+    kTiles[height - 1](panel, column_scales, k, x, row, column, out);
+    row += height;
+  }
+}
+
+void sum_groups(const int8_t* values, int n, int32_t* sums) {
+  for (int i = 0; i < n; i += kGroupSize) {
+    int32_t sum = 0;
+    for (int j = 0; j < kGroupSize; ++j) sum += values[i + j];
+    *sums++ = sum;
   }
 }
 

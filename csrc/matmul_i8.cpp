@@ -6,12 +6,12 @@
 // 128 times the sum of the row, known beforehand. The sums are integers, so their order does not matter.
 // Cost: K bytes of weights per column, read once for every kRows rows.
 #include "dot_i8.h"
+#include "prefetch.h"
 #include "simd.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
 constexpr int kRows = 6;
-constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel, for 4 steps of k
 
 // How many vectors of columns a tile of so many rows is wide: its sums take three of four registers at most.
 constexpr int width(int num_rows) {
@@ -20,21 +20,14 @@ constexpr int width(int num_rows) {
   return vectors;
 }
 
-// Asks for weights ahead of their use: from `next` on, `step` bytes further in every step of the tile.
-struct Prefetch {
-  const uint8_t* next;
-  int64_t step;
-};
-
-template <int kNumRows, int kVectors>
+template <int kNumRows, int kVectors, bool kAlone>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
                  int column, int first, Prefetch ahead, const Output& out) {
   Sums sums[kNumRows][kVectors] = {};
   const int8_t* values = x.values + row * x.stride;
+#pragma GCC unroll 4  // a core's other thread takes half of its turns: what is no product should be little
   for (int i = 0; i < k; i += 4) {
-    for (int line = 0; line < kVectors * 4 * kLanes; line += 64)
-      __builtin_prefetch(ahead.next + line, 0, 2);  // into the second-level cache
-    ahead.next += ahead.step;
+    ahead.step<kVectors * kLanes * 4, kAlone>();
     Weights weights[kVectors];
     for (int v = 0; v < kVectors; ++v)
       weights[v] = load_weights(panel + (i * kPanelColumns + (first + v * kLanes) * 4));
@@ -55,32 +48,27 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   }
 }
 
-// A panel is read from memory once and from cache by all tiles after the first. So that the first need not
-// wait either, the tiles ask in even shares for the panel that follows in memory: the same thread most
-// often takes it next. A single tile passes too fast for that and asks for its own panel's next weights; if
-// it is low it is wide, so that few passes read them in the order of memory.
+// A single tile that is low is wide, so that few passes read the weights in the order of memory.
 void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int num_rows,
                int column, const Output& out) {
   using Tile = void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, Prefetch,
                         const Output&);
   constexpr int kAll = width(kRows);
-  constexpr Tile kSingle[kRows] = {tile<1, width(1)>, tile<2, width(2)>, tile<3, width(3)>,
-                                   tile<4, width(4)>, tile<5, width(5)>, tile<6, width(6)>};
-  constexpr Tile kOfMany[kRows] = {tile<1, kAll>, tile<2, kAll>, tile<3, kAll>,
-                                   tile<4, kAll>, tile<5, kAll>, tile<6, kAll>};
-  constexpr int kAhead = 8192;  // bytes, of a single tile
+  constexpr Tile kSingle[kRows] = {tile<1, width(1), true>, tile<2, width(2), true>, tile<3, width(3), true>,
+                                   tile<4, width(4), true>, tile<5, width(5), true>, tile<6, width(6), true>};
+  constexpr Tile kOfMany[kRows] = {tile<1, kAll, false>, tile<2, kAll, false>, tile<3, kAll, false>,
+                                   tile<4, kAll, false>, tile<5, kAll, false>, tile<6, kAll, false>};
   const int num_tiles = (num_rows + kRows - 1) / kRows;
   const Tile* tiles = num_tiles == 1 ? kSingle : kOfMany;
   const int num_columns = kLanes * (num_tiles == 1 ? width(num_rows) : kAll);
-  const int num_passes = num_tiles * (kPanelColumns / num_columns);
-  const int64_t steps = round_up(k, 4) / 4, step = (kBytesPerStep + num_passes - 1) / num_passes;
-  Prefetch ahead = {panel + (num_tiles == 1 ? kAhead : steps * kBytesPerStep), step};
+  const int64_t num_steps = round_up(k, 4) / 4;
+  Prefetch ahead = Prefetch::of(panel, num_steps, num_tiles, num_tiles * (kPanelColumns / num_columns));
   for (int first = 0; first < kPanelColumns; first += num_columns) {
     for (int i = 0, row = 0; i < num_tiles; ++i) {
       const int height = (num_rows - row) / (num_tiles - i);  // as even as can be
       tiles[height - 1](panel, column_scales, k, x, row, column, first, ahead, out);
       row += height;
-      ahead.next += steps * step;
+      ahead.next += num_steps * ahead.bytes;
     }
   }
 }
@@ -98,7 +86,7 @@ void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum)
   const bool finite = peak_bits < 0x7f800000;
   *scale = finite ? peak / 127.0f : NAN;
   if (!finite || peak == 0.0f) {
-    std::memset(values, 0, round_up(n, 4));
+    std::memset(values, 0, round_up(n, kGroupSize));
     *sum = 0;
     return;
   }
@@ -110,8 +98,9 @@ void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum)
     std::memcpy(place, &bytes, width);
     sums += rounded;
   };
+  std::memset(values + whole, 0, round_up(n, kGroupSize) - whole);
   for (int i = 0; i < whole; i += kLanes) put(load(x + i), values + i, kLanes);
-  if (left) put(load_some(x + whole, left, 0.0f), values + whole, round_up(left, 4));
+  if (left) put(load_some(x + whole, left, 0.0f), values + whole, left);
   *sum = pocketlm::POCKETLM_ISA::sum(sums);
 }
 

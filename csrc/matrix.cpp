@@ -72,7 +72,8 @@ void Matrix::multiply(const Kernels& kernels, int panel, const float* x, const Q
                        num_rows, column, out);
   } else {
     const QuantizedRows rows = {quantized.values + first * quantized.stride, quantized.stride,
-                                quantized.scales + first, quantized.sums + first};
+                                quantized.scales + first, quantized.sums + first,
+                                quantized.group_sums + first * (quantized.stride / kGroupSize)};
     const uint8_t* bytes = reinterpret_cast<const uint8_t*>(data);
     if (dtype_ == Dtype::kInt8)
       kernels.matmul_i8(bytes, scales_, k_, rows, num_rows, column, out);

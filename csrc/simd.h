@@ -130,6 +130,20 @@ static inline f32x load(const uint16_t* half) {
 #endif
 }
 
+static inline f32x load(const int8_t* p) {
+#if defined(__AVX512VNNI__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return __builtin_convertvector(reinterpret_cast<i32x>(_mm512_maskz_cvtepi8_epi32(0xffff, bytes)), f32x);
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return __builtin_convertvector(reinterpret_cast<i32x>(_mm256_cvtepi8_epi32(bytes)), f32x);
+#else
+  i8x v;
+  std::memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(__builtin_convertvector(v, i32x), f32x);  // at once, GCC 12 takes one by one
+#endif
+}
+
 // To half precision: to nearest, ties to even.
 static inline void store(uint16_t* half, f32x v) {
 #if defined(__AVX512VNNI__)

@@ -7,6 +7,7 @@ void matmul_f32(const float*, int, const float*, int64_t, int, int, const Output
 void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void matmul_i4(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void quantize(const float*, int, int8_t*, float*, int32_t*);
+void sum_groups(const int8_t*, int, int32_t*);
 void norm(Norm, const float*, const float*, const float*, float, int, float*);
 void keep_f32(const float*, const float*, int, int, float*, float*);
 void keep_f16(const float*, const float*, int, int, uint16_t*, uint16_t*);
@@ -29,6 +30,7 @@ const Kernels kKernels = {
     .matmul_i4 = matmul_i4,
     .norm = norm,
     .quantize = quantize,
+    .sum_groups = sum_groups,
     .keep_f32 = keep_f32,
     .keep_f16 = keep_f16,
     .attend_f32 = attend_f32,

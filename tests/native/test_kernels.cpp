@@ -103,15 +103,21 @@ Quantized quantized(const float* x, int n) {
 struct KernelRows {
   std::vector<int8_t> values;
   Floats scales;
-  std::vector<int32_t> sums;
+  std::vector<int32_t> sums, group_sums;
   int stride;
 
   KernelRows(const Kernels& kernels, const Floats& x, int num_rows, int k)
-      : values(num_rows * round_up(k, 4), 77), scales(num_rows), sums(num_rows), stride(round_up(k, 4)) {
-    for (int r = 0; r < num_rows; ++r)
+      : scales(num_rows), sums(num_rows), stride(round_up(k, kGroupSize)) {
+    values.resize(num_rows * stride, 77);
+    group_sums.resize(num_rows * stride / kGroupSize);
+    for (int r = 0; r < num_rows; ++r) {
       kernels.quantize(&x[r * k], k, &values[r * stride], &scales[r], &sums[r]);
+      kernels.sum_groups(&values[r * stride], k, &group_sums[r * stride / kGroupSize]);
+    }
   }
-  QuantizedRows view() const { return {values.data(), stride, scales.data(), sums.data()}; }
+  QuantizedRows view() const {
+    return {values.data(), stride, scales.data(), sums.data(), group_sums.data()};
+  }
 };
 
 void test_quantize(const Kernels& kernels) {
@@ -135,6 +141,47 @@ void test_quantize(const Kernels& kernels) {
   }
 }
 
+// Where the group of 16 weights that row j and column c belong to begins, in the panels of [k, n].
+int64_t group_start(int k, int j, int c) {
+  const int num_groups = round_up(k, kGroupSize) / kGroupSize;
+  return (static_cast<int64_t>(c / kPanelColumns) * num_groups + j / kGroupSize) * kGroupBytes;
+}
+
+int group_scale(const char* panels, int k, int j, int c) {
+  return static_cast<int8_t>(panels[group_start(k, j, c) + kGroupBytes - kPanelColumns + c % kPanelColumns]);
+}
+
+// The byte that holds number [j, c], beside another in its low or high half.
+int64_t pair_at(int k, int j, int c) {
+  const int line = j % kGroupSize / 8 * kPanelColumns + c % kPanelColumns;
+  return group_start(k, j, c) + line * 4 + j % 4;
+}
+
+int pair_shift(int j) { return j % 8 < 4 ? 0 : 4; }
+
+int number_at(const char* panels, int k, int j, int c) {
+  return (panels[pair_at(k, j, c)] >> pair_shift(j) & 15) - 8;
+}
+
+// The nearest numbers, with group scales of either sign that are not alike.
+void pack_int4(const Floats& weight, int k, int n, std::vector<char>& panels, Floats& scales) {
+  for (int c = 0; c < static_cast<int>(scales.size()); ++c) {
+    float peak = 0.0f;
+    for (int j = 0; j < k && c < n; ++j) peak = std::max(peak, std::fabs(weight[j * n + c]));
+    scales[c] = peak / (7 * 64);
+    for (int j = 0; j < round_up(k, kGroupSize); ++j) {
+      const int group = j / kGroupSize, scale = (group % 2 ? 1 : -1) * (64 + (7 * group + c) % 64);
+      panels[group_start(k, j, c) + kGroupBytes - kPanelColumns + c % kPanelColumns] =
+          static_cast<char>(scale);
+      const float wanted =
+          c < n && j < k ? weight[j * n + c] / (static_cast<float>(scale) * scales[c]) : 0.0f;
+      const int number = std::clamp(static_cast<int>(std::nearbyint(wanted)), -8, 7) + 8;
+      char& pair = panels[pair_at(k, j, c)];
+      pair = static_cast<char>((pair & ~(15 << pair_shift(j))) | number << pair_shift(j));
+    }
+  }
+}
+
 struct PackedMatrix {
   std::vector<char> panels;
   Floats scales, bias;
@@ -147,7 +194,10 @@ struct PackedMatrix {
     for (const int64_t length : panels_shape(k, n, dtype)) size *= length;
     panels.resize(size);
     bias.resize(padded_columns(n));
-    pack(view(weight, k, n), dtype, pool, panels.data(), scales.data());
+    if (dtype == Dtype::kInt4)
+      pack_int4(weight, k, n, panels, scales);
+    else
+      pack(view(weight, k, n), dtype, pool, panels.data(), scales.data());
     matrix = Matrix(k, n, dtype, panels.data(), scales.data(), bias.data());
   }
 };
@@ -157,7 +207,7 @@ Floats multiply(const Kernels& kernels, const Matrix& matrix, const Floats& x, i
                 const Floats& before, int stride, Activation activation, Combine combine) {
   const QuantizedRows no_rows = {};
   const KernelRows rows(kernels, x, num_rows, matrix.k());
-  const QuantizedRows quantized_rows = matrix.dtype() == Dtype::kInt8 ? rows.view() : no_rows;
+  const QuantizedRows quantized_rows = matrix.dtype() != Dtype::kFloat32 ? rows.view() : no_rows;
   Floats together = before, alone = before;
   for (int panel = 0; panel * kPanelColumns < matrix.n(); ++panel) {
     const auto into = [&](Floats& out) {
@@ -227,6 +277,31 @@ void test_matmul_i8(const Kernels& kernels, ThreadPool& pool, int num_rows, int 
   }
 }
 
+void test_matmul_i4(const Kernels& kernels, ThreadPool& pool, int num_rows, int k, int n) {
+  const Floats weight = random_floats(k * n), bias = random_floats(n), x = random_floats(num_rows * k);
+  const Floats before(num_rows * n, -77.0f);
+  const PackedMatrix packed(weight, bias, k, n, Dtype::kInt4, pool);
+  const Floats found =
+      multiply(kernels, packed.matrix, x, num_rows, before, n, Activation::kNone, Combine::kStore);
+  const char* panels = packed.panels.data();
+  for (int r = 0; r < num_rows; ++r) {
+    const Quantized row = quantized(&x[r * k], k);
+    for (int c = 0; c < n; ++c) {
+      const double scale = static_cast<double>(row.scale) * packed.scales[c];
+      double expected = bias[c], magnitude = std::fabs(bias[c]);
+      for (int j = 0; j < k; ++j) {
+        const double product =
+            scale * group_scale(panels, k, j, c) * number_at(panels, k, j, c) * row.values[j];
+        expected += product;
+        magnitude += std::fabs(product);
+      }
+      require(close(found[r * n + c], expected, magnitude),
+              "matmul_i4: %d rows, %d inputs, %d columns: [%d, %d] is %.9g, expected %.9g", num_rows, k, n, r,
+              c, found[r * n + c], expected);
+    }
+  }
+}
+
 void test_matmul(const Kernels& kernels) {
   ThreadPool pool(1);
   for (const int num_rows : {1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 25})
@@ -234,6 +309,7 @@ void test_matmul(const Kernels& kernels) {
       for (const int n : {1, 4, 7, 63, 64, 65, 130}) {
         test_matmul_f32(kernels, pool, num_rows, k, n, Activation::kNone, Combine::kStore);
         test_matmul_i8(kernels, pool, num_rows, k, n, false);
+        test_matmul_i4(kernels, pool, num_rows, k, n);
       }
   for (const bool extreme : {false, true}) test_matmul_i8(kernels, pool, 7, 3001, 66, extreme);
   for (int a = 0; a <= static_cast<int>(Activation::kTanh); ++a)
@@ -466,13 +542,13 @@ Floats all_logits(const RandomWeights& weights, const Kernels& kernels, int num_
 
 // Against what portable makes of the same dtype; and the promise.
 void test_decoder(const Kernels& kernels) {
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kInt8}) {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kInt8, Dtype::kInt4}) {
     const RandomWeights weights(dtype);
     const Floats expected = all_logits(weights, *find_kernels("portable"), 1, kNumTokens);
     float peak = 0.0f;
     for (const float logit : expected) peak = std::max(peak, std::fabs(logit));
     const Floats whole = all_logits(weights, kernels, 1, kNumTokens);
-    const float tolerance = (dtype == Dtype::kInt8 ? 0.02f : 1e-4f) * peak;
+    const float tolerance = (dtype == Dtype::kFloat32 ? 1e-4f : 0.02f) * peak;
     float error = 0.0f;
     for (size_t i = 0; i < whole.size(); ++i)
       error = std::fabs(whole[i] - expected[i]) <= error ? error : std::fabs(whole[i] - expected[i]);

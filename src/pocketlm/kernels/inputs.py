@@ -18,7 +18,8 @@ class ForwardInputs(NamedTuple):
 
     Sequence s owns tokens query_starts[s] to query_starts[s + 1]. They are the last tokens of its
     context, so token t of it attends to positions 0 to positions[t]. Position p of sequence s lives in
-    block block_tables[s, p // BLOCK_SIZE], row p % BLOCK_SIZE; slot = block * BLOCK_SIZE + row.
+    block block_tables[s, p // BLOCK_SIZE], row p % BLOCK_SIZE; slot = block * BLOCK_SIZE + row. Sequences
+    may share blocks, but none that are written in this step.
     """
 
     token_ids: Int32Array  # [T]

@@ -1,0 +1,34 @@
+// Asking for weights ahead of their use.
+//
+// A panel is read from memory once and from cache by all tiles after the first. So that the first need not
+// wait either, the tiles ask in even shares for the panel that follows in memory: the same thread most
+// often takes it next. A single tile passes too fast for that and asks for its own panel's next weights.
+#pragma once
+
+#include "kernels.h"
+
+namespace pocketlm::POCKETLM_ISA {
+
+constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel: one k of floats, four of bytes
+
+struct Prefetch {
+  const char* next;
+  int64_t bytes;  // further in every step of a tile
+
+  // For tiles that pass the panel `num_passes` times, `num_steps` steps each.
+  static Prefetch of(const void* panel, int64_t num_steps, int num_tiles, int num_passes) {
+    constexpr int kAhead = 8192;  // bytes, of a single tile
+    return {static_cast<const char*>(panel) + (num_tiles == 1 ? kAhead : num_steps * kBytesPerStep),
+            (kBytesPerStep + num_passes - 1) / num_passes};
+  }
+
+  // kBytes: what the tile reads itself in a step. It need not ask for as much unless it is alone.
+  template <int kBytes, bool kAlone>
+  void step() {
+    for (int line = 0; line < (kAlone ? kBytes : kBytes / 2); line += 64)
+      __builtin_prefetch(next + line, 0, 2);  // into the second-level cache
+    next += bytes;
+  }
+};
+
+}  // namespace pocketlm::POCKETLM_ISA
