@@ -100,7 +100,8 @@ void ThreadPool::run_shared(int num_tasks, Call call, const void* context) {
   const auto done = [this] { return unfinished_ == 0; };
   if (spin_until(done)) return;
   std::unique_lock lock(mutex_);
-  caller_asleep_ = true;
+  // Not a plain store: emulators of ARM let the load that follows pass it, and then nobody wakes the caller.
+  caller_asleep_.exchange(true);
   all_done_.wait(lock, done);
   caller_asleep_ = false;
 }

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from checkpoints import DEFAULTS, Float32Array, draw_weights, write_checkpoint, write_weights
 from random_model import random_spec, random_weights
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pocketlm import fingerprint, kernels, loading
 from pocketlm.config import EngineConfig, engine_config
@@ -54,6 +55,27 @@ def test_every_resolved_value_is_logged_with_its_reason(caplog: pytest.LogCaptur
     assert "num_threads=1: as configured" in lines
     assert settings(model)["kv_cache"].startswith("8 blocks (")  # 2 sequences of 64 tokens
     assert model.num_parameters == 6_967_296
+
+
+def test_blas_has_one_thread_while_weights_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More would wait for each other on a busy machine, and are not bound by a container's quota."""
+
+    def num_threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    found: list[set[int]] = []
+    create_decoder = kernels.create_decoder
+
+    def watched(*args: Any, **options: Any) -> Any:
+        found.append(num_threads())
+        return create_decoder(*args, **options)
+
+    monkeypatch.setattr(kernels, "create_decoder", watched)
+    with threadpool_limits(2, user_api="blas"):
+        before = num_threads()
+        loading.create_decoder(checkpoint(), Tokenizer.from_folder(BUNDLED), "float32", num_threads=1)
+        assert num_threads() == before
+    assert found == [{1} if before else set()]
 
 
 @needs_core

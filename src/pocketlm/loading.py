@@ -252,16 +252,21 @@ def resolve_dtype(
 
 def create_decoder(checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str, num_threads: int) -> Decoder:
     """The decoder of a checkpoint in a number format, its weights prepared for what that rounds."""
+    from threadpoolctl import threadpool_limits
+
     spec = checkpoint.spec
     weights: Weights = checkpoint.weights
     calibration: dict[str, Array] = {}
-    if dtype in SMOOTHED_DTYPES:
-        weights = smooth(spec, weights, _passage_ids(checkpoint, tokenizer))
-    if dtype == "int4":
-        calibration = matrix_inputs(spec, weights, _passage_ids(checkpoint, tokenizer))
-    return kernels.create_decoder(
-        spec, weights, dtype=dtype, num_threads=num_threads, calibration=calibration
-    )
+    # NumPy's products here are short, and its BLAS knows no quota: on a busy machine its threads spend most
+    # of their time waiting for each other.
+    with threadpool_limits(1, user_api="blas"):
+        if dtype in SMOOTHED_DTYPES:
+            weights = smooth(spec, weights, _passage_ids(checkpoint, tokenizer))
+        if dtype == "int4":
+            calibration = matrix_inputs(spec, weights, _passage_ids(checkpoint, tokenizer))
+        return kernels.create_decoder(
+            spec, weights, dtype=dtype, num_threads=num_threads, calibration=calibration
+        )
 
 
 def _passage_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
