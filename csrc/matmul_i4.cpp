@@ -7,6 +7,7 @@
 // multiply-adds, in the order of k, whatever the number of rows.
 // Cost: 0.5625 K bytes of weights per column, read once and unpacked again for every kRows rows.
 #include "dot_i8.h"
+#include "prefetch.h"
 #include "simd.h"
 
 namespace pocketlm::POCKETLM_ISA {
@@ -15,7 +16,6 @@ typedef uint8_t u8x __attribute__((vector_size(4 * kLanes)));
 
 constexpr int kRegistersPerVector = (sizeof(Sums) + sizeof(f32x)) / sizeof(f32x);  // of columns, for one row
 constexpr int kRows = kRegistersPerVector == 2 ? 6 : 4;
-constexpr int kPrefetchBytes = 8192;
 // Weights are stored plus 8. Unpacked they stay so, but where the dot product takes off 128 by itself.
 constexpr int kGroupExcess = kExcess == 0 ? 0 : 8;
 constexpr uint8_t kToUnpacked = kExcess == 0 ? 120 : 0;
@@ -47,8 +47,7 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   const int32_t* group_sums = x.group_sums + row * num_groups;
   for (int i = 0; i < k; i += kGroupSize, panel += kGroupBytes) {
     if (row == 0 && first == 0)
-      for (int line = 0; line < kGroupBytes; line += 64)
-        __builtin_prefetch(panel + kPrefetchBytes + line, 0, 2);
+      for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(panel + kBytesAhead + line, 0, 2);
     Sums products[kNumRows][kVectors] = {};
     for (int j = 0; j < kGroupSize; j += 8) {
       for (int v = 0; v < kVectors; ++v) {

@@ -9,6 +9,7 @@
 
 namespace pocketlm::POCKETLM_ISA {
 
+constexpr int kBytesAhead = 8192;                 // within its own panel, of a single tile
 constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel: one k of floats, four of bytes
 
 struct Prefetch {
@@ -17,8 +18,7 @@ struct Prefetch {
 
   // For tiles that pass the panel `num_passes` times, `num_steps` steps each.
   static Prefetch of(const void* panel, int64_t num_steps, int num_tiles, int num_passes) {
-    constexpr int kAhead = 8192;  // bytes, of a single tile
-    return {static_cast<const char*>(panel) + (num_tiles == 1 ? kAhead : num_steps * kBytesPerStep),
+    return {static_cast<const char*>(panel) + (num_tiles == 1 ? kBytesAhead : num_steps * kBytesPerStep),
             (kBytesPerStep + num_passes - 1) / num_passes};
   }
 
