@@ -3,7 +3,7 @@
 Prints a table, then one JSON line. Each round runs every case once, so that a noisy moment of the
 machine falls on all of them; the median over rounds is shown.
 
-    python benchmarks/engine.py [--model bundled] [--rounds 5] [--streams 1 16 64]
+    python benchmarks/engine.py [--model bundled] [--dtypes int8] [--rounds 5] [--streams 1 16 64]
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import statistics
 import time
 
 from pocketlm import LLM, SamplingParams
-from pocketlm.kernels import isa
+from pocketlm.kernels import DTYPES, isa
 
 NUM_PROMPT_TOKENS, NUM_NEW_TOKENS = 32, 64
-DTYPES = ("float32", "int8")
 
 
 def random_prompts(num_streams: int, seed: int) -> list[list[int]]:
@@ -41,11 +40,12 @@ def tokens_per_second(llm: LLM, num_streams: int, seed: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="bundled")
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64])
     args = parser.parse_args()
 
-    llms = {dtype: LLM(args.model, dtype=dtype) for dtype in DTYPES}
+    llms = {dtype: LLM(args.model, dtype=dtype) for dtype in args.dtypes}
     measured: dict[tuple[str, int], list[float]] = {}
     for round_number in range(args.rounds + 1):  # the first one warms up
         for num_streams in args.streams:
@@ -56,10 +56,10 @@ def main() -> None:
 
     medians = {case: statistics.median(speeds) for case, speeds in measured.items()}
     print(f"{args.model}, {isa()[0]}, new tokens per second, median of {args.rounds} rounds")
-    print("dtype   " + "".join(f"{n:>9} streams" for n in args.streams))
-    for dtype in DTYPES:
-        print(f"{dtype:8}" + "".join(f"{medians[dtype, n]:>17.0f}" for n in args.streams))
-    result = {dtype: {str(n): round(medians[dtype, n], 1) for n in args.streams} for dtype in DTYPES}
+    print("dtype    " + "".join(f"{n:>9} streams" for n in args.streams))
+    for dtype in args.dtypes:
+        print(f"{dtype:9}" + "".join(f"{medians[dtype, n]:>17.0f}" for n in args.streams))
+    result = {dtype: {str(n): round(medians[dtype, n], 1) for n in args.streams} for dtype in args.dtypes}
     print(json.dumps({"model": args.model, "isa": isa()[0], "tokens_per_second": result}))
 
 

@@ -133,7 +133,7 @@ Decoder::Rows Decoder::norm_rows(const NormWeights& weights, const float* x, int
     kernels_.norm(spec_.norm, x + row * size, weights.weight, weights.bias, spec_.norm_epsilon,
                   spec_.hidden_size, out);
   };
-  if (reader.dtype() != Dtype::kFloat32)
+  if (!is_float(reader.dtype()))
     return quantize_rows(num_rows, spec_.hidden_size, [&](int64_t row, int thread) {
       norm(row, scratch_[thread].row.data());
       return scratch_[thread].row.data();
@@ -144,7 +144,7 @@ Decoder::Rows Decoder::norm_rows(const NormWeights& weights, const float* x, int
 }
 
 Decoder::Rows Decoder::rows_for(const Matrix& reader, const float* x, int num_rows) {
-  if (reader.dtype() == Dtype::kFloat32) return {x, {}};
+  if (is_float(reader.dtype())) return {x, {}};
   return quantize_rows(num_rows, reader.k(), [&](int64_t row, int) { return x + row * reader.k(); });
 }
 

@@ -103,7 +103,7 @@ class Decoder {
     int sequence, first_token, num_tokens, first_head, num_heads;
     bool alone;  // no other task has tokens of the same sequence and head
   };
-  struct Rows {  // that a matrix is multiplied with: floats or, with int8 weights, bytes
+  struct Rows {  // that a matrix is multiplied with: floats or, with weights of 8 and 4 bits, bytes
     const float* floats;
     QuantizedRows bytes;
   };

@@ -1,4 +1,5 @@
-// IEEE 754 half precision to and from float, in integer arithmetic. Rounds to nearest, ties to even.
+// 16-bit floats to and from float, in integer arithmetic: IEEE 754 half precision, and bfloat16, the upper
+// half of a float. Rounds to nearest, ties to even.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,14 @@ static inline uint16_t float_to_half(float value) {
   }
   const uint32_t round_to_even = 0xfff + ((bits >> 13) & 1);
   return static_cast<uint16_t>(sign | ((bits + round_to_even - 0x38000000) >> 13));
+}
+
+static inline uint16_t float_to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // still a NaN
+  const uint32_t round_to_even = 0x7fff + (bits >> 16 & 1);
+  return static_cast<uint16_t>((bits + round_to_even) >> 16);
 }
 
 }  // namespace pocketlm

@@ -2,6 +2,7 @@
 //
 // Layouts
 //   float32 panel   [K][64] float            64 columns of a weight matrix, zero past the last column
+//   bfloat16 panel  [K][32][2] uint16        the same, column c beside column 32 + c
 //   int8 panel      [K / 4][64][4] uint8     the same, value + 128, K padded with zeros to a multiple of 4
 //   int4 panel      [K / 16][576] uint8      groups of 16: [2][64][4] bytes, then 64 scales in int8. Byte
 //                                            [p][c][i] holds 8p + i in its low half, 8p + 4 + i in its high
@@ -78,6 +79,8 @@ struct Kernels {
   // Rows x [num_rows, k] times one panel; `column` is the panel's first.
   void (*matmul_f32)(const float* panel, int k, const float* x, int64_t x_stride, int num_rows, int column,
                      const Output& out);
+  void (*matmul_bf16)(const uint16_t* panel, int k, const float* x, int64_t x_stride, int num_rows,
+                      int column, const Output& out);
   void (*matmul_i8)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
                     int num_rows, int column, const Output& out);
   void (*matmul_i4)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,

@@ -10,6 +10,7 @@ namespace {
 
 int64_t panel_bytes(int k, Dtype dtype) {
   if (dtype == Dtype::kFloat32) return int64_t{4} * k * kPanelColumns;
+  if (dtype == Dtype::kBFloat16) return int64_t{2} * k * kPanelColumns;
   if (dtype == Dtype::kInt8) return int64_t{round_up(k, 4)} * kPanelColumns;
   return int64_t{round_up(k, kGroupSize) / kGroupSize} * kGroupBytes;
 }
@@ -17,6 +18,14 @@ int64_t panel_bytes(int k, Dtype dtype) {
 void pack_float(const Tensor& weight, int column, int width, float* panel) {
   for (int c = 0; c < width; ++c)
     for (int64_t k = 0; k < weight.rows; ++k) panel[k * kPanelColumns + c] = weight.at(k, column + c);
+}
+
+void pack_bfloat16(const Tensor& weight, int column, int width, uint16_t* panel) {
+  for (int c = 0; c < width; ++c) {
+    uint16_t* place = panel + c % (kPanelColumns / 2) * 2 + c / (kPanelColumns / 2);
+    for (int64_t k = 0; k < weight.rows; ++k)
+      place[k * kPanelColumns] = float_to_bfloat16(weight.at(k, column + c));
+  }
 }
 
 // One scale a column: value = round(w * 127 / largest), stored plus 128. A column that holds a NaN or an
@@ -46,6 +55,7 @@ void pack_int8(const Tensor& weight, int column, int width, uint8_t* panel, floa
 std::vector<int64_t> panels_shape(int k, int n, Dtype dtype) {
   const int64_t num_panels = padded_columns(n) / kPanelColumns;
   if (dtype == Dtype::kFloat32) return {num_panels, k, kPanelColumns};
+  if (dtype == Dtype::kBFloat16) return {num_panels, k, 2 * kPanelColumns};
   if (dtype == Dtype::kInt8) return {num_panels, round_up(k, 4) / 4, kPanelColumns, 4};
   return {num_panels, round_up(k, kGroupSize) / kGroupSize, kGroupBytes};
 }
@@ -57,6 +67,8 @@ void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, flo
     char* panel = static_cast<char*>(panels) + number * panel_bytes(k, dtype);
     if (dtype == Dtype::kFloat32)
       pack_float(weight, column, width, reinterpret_cast<float*>(panel));
+    else if (dtype == Dtype::kBFloat16)
+      pack_bfloat16(weight, column, width, reinterpret_cast<uint16_t*>(panel));
     else
       pack_int8(weight, column, width, reinterpret_cast<uint8_t*>(panel), scales + column);
   });
@@ -67,9 +79,12 @@ void Matrix::multiply(const Kernels& kernels, int panel, const float* x, const Q
   const int column = panel * kPanelColumns;
   const char* data = static_cast<const char*>(panels_) + panel * panel_bytes(k_, dtype_);
   out.data += first * out.stride;
-  if (dtype_ == Dtype::kFloat32) {
-    kernels.matmul_f32(reinterpret_cast<const float*>(data), k_, x + static_cast<int64_t>(first) * k_, k_,
-                       num_rows, column, out);
+  if (is_float(dtype_)) {
+    x += static_cast<int64_t>(first) * k_;
+    if (dtype_ == Dtype::kFloat32)
+      kernels.matmul_f32(reinterpret_cast<const float*>(data), k_, x, k_, num_rows, column, out);
+    else
+      kernels.matmul_bf16(reinterpret_cast<const uint16_t*>(data), k_, x, k_, num_rows, column, out);
   } else {
     const QuantizedRows rows = {quantized.values + first * quantized.stride, quantized.stride,
                                 quantized.scales + first, quantized.sums + first,

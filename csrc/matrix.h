@@ -23,13 +23,14 @@ struct Tensor {
   }
 };
 
-enum class Dtype { kFloat32, kInt8, kInt4 };
+enum class Dtype { kFloat32, kBFloat16, kInt8, kInt4 };
+inline bool is_float(Dtype dtype) { return dtype == Dtype::kFloat32 || dtype == Dtype::kBFloat16; }
 
 // The shapes of a packed matrix's arrays.
 std::vector<int64_t> panels_shape(int k, int n, Dtype dtype);
 inline int64_t padded_columns(int n) { return round_up(n, kPanelColumns); }
 
-// Fills the arrays of a packed matrix in float32 or int8, which hold zeros. `scales` is null with float32.
+// Fills the arrays of a packed matrix, which hold zeros. `scales` is null with floats.
 // (int4 is packed in src/pocketlm/kernels/compiled.py.)
 void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, float* scales);
 
@@ -53,7 +54,7 @@ class Matrix {
   int k_ = 0, n_ = 0;
   Dtype dtype_ = Dtype::kFloat32;
   const void* panels_ = nullptr;   // [panels], as kernels.h has them
-  const float* scales_ = nullptr;  // [N rounded up to a panel], of the columns, not with float32
+  const float* scales_ = nullptr;  // [N rounded up to a panel], of the columns, not with floats
   const float* bias_ = nullptr;    // [N rounded up to a panel], zero where there is none
 };
 

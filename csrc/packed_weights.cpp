@@ -126,12 +126,11 @@ class Reader {
     const std::string weight = name + ".weight";
     const void* panels;
     const float* scales = nullptr;
-    if (dtype_ == Dtype::kFloat32) {
+    if (dtype_ == Dtype::kFloat32)
       panels = array<float>(weight, shape, kPanelAlignment);
-    } else {
+    else
       panels = array<uint8_t>(weight, shape, kPanelAlignment);
-      scales = array<float>(name + ".scales", columns);
-    }
+    if (!is_float(dtype_)) scales = array<float>(name + ".scales", columns);
     return Matrix(k, n, dtype_, panels, scales, array<float>(name + ".bias", columns));
   }
 
@@ -144,6 +143,7 @@ class Reader {
 
 Dtype dtype_named(const std::string& name) {
   if (name == "float32") return Dtype::kFloat32;
+  if (name == "bfloat16") return Dtype::kBFloat16;
   if (name == "int8") return Dtype::kInt8;
   require(name == "int4", "unknown dtype " + name);
   return Dtype::kInt4;
@@ -170,7 +170,7 @@ nb::list pack_matrix(const std::string& name, const AnyArray& weight, const std:
     arrays.append(new_array(panels_shape(k, n, dtype), &bytes));
     panels = bytes;
   }
-  if (dtype != Dtype::kFloat32) arrays.append(new_array({padded_columns(n)}, &scales));
+  if (!is_float(dtype)) arrays.append(new_array({padded_columns(n)}, &scales));
   nb::gil_scoped_release release;
   ThreadPool pool(num_threads);
   pack(tensor, dtype, pool, panels, scales);

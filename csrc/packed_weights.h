@@ -23,7 +23,7 @@ inline void require(bool condition, const std::string& message) {
 
 Dtype dtype_named(const std::string& name);
 
-// The arrays of a packed matrix in float32 or int8: panels, and scales unless it is float32.
+// The arrays of a packed matrix, not in int4: panels, and scales unless it is of floats.
 nanobind::list pack_matrix(const std::string& name, const AnyArray& weight, const std::string& dtype,
                            int num_threads);
 

@@ -9,17 +9,16 @@
 
 namespace pocketlm::POCKETLM_ISA {
 
-constexpr int kBytesAhead = 8192;                 // within its own panel, of a single tile
-constexpr int kBytesPerStep = 4 * kPanelColumns;  // of a panel: one k of floats, four of bytes
+constexpr int kBytesAhead = 8192;  // within its own panel, of a single tile
 
 struct Prefetch {
   const char* next;
   int64_t bytes;  // further in every step of a tile
 
-  // For tiles that pass the panel `num_passes` times, `num_steps` steps each.
-  static Prefetch of(const void* panel, int64_t num_steps, int num_tiles, int num_passes) {
-    return {static_cast<const char*>(panel) + (num_tiles == 1 ? kBytesAhead : num_steps * kBytesPerStep),
-            (kBytesPerStep + num_passes - 1) / num_passes};
+  // For tiles that pass the panel `num_passes` times, `num_steps` steps each, of so many bytes of it.
+  static Prefetch of(const void* panel, int64_t num_steps, int step_bytes, int num_tiles, int num_passes) {
+    return {static_cast<const char*>(panel) + (num_tiles == 1 ? kBytesAhead : num_steps * step_bytes),
+            (step_bytes + num_passes - 1) / num_passes};
   }
 
   // kBytes: what the tile reads itself in a step. It need not ask for as much unless it is alone.

@@ -4,6 +4,7 @@
 namespace pocketlm::POCKETLM_ISA {
 
 void matmul_f32(const float*, int, const float*, int64_t, int, int, const Output&);
+void matmul_bf16(const uint16_t*, int, const float*, int64_t, int, int, const Output&);
 void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void matmul_i4(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void quantize(const float*, int, int8_t*, float*, int32_t*);
@@ -26,6 +27,7 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     .isa = POCKETLM_NAME(POCKETLM_ISA),
     .matmul_f32 = matmul_f32,
+    .matmul_bf16 = matmul_bf16,
     .matmul_i8 = matmul_i8,
     .matmul_i4 = matmul_i4,
     .norm = norm,

@@ -47,7 +47,7 @@ def test_sizes_are_written_with_units() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dtype": "int3"}, "dtype: .*'auto', 'float32', 'int8' or 'int4'.*'int3'"),
+        ({"dtype": "int3"}, "dtype: .*'auto', 'float32', 'bfloat16', 'int8' or 'int4'.*'int3'"),
         ({"max_num_seqs": 0}, "max_num_seqs: .*greater than or equal to 1.*0"),
         ({"num_threads": "many"}, "num_threads: .*valid integer.*'many'"),
         ({"kv_cache_memory": "12 elephants"}, "kv_cache_memory: .*elephants"),

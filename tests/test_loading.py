@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,15 @@ def test_blas_has_one_thread_while_weights_are_prepared(monkeypatch: pytest.Monk
 def test_auto_takes_int8_where_the_probe_finds_it_accurate() -> None:
     model = load_model("bundled", EngineConfig(dtype="auto"))
     assert model.dtype == "int8"
-    assert "KL divergence" in model.dtype_reason and "bound 0.02" in model.dtype_reason
+    assert "KL divergence" in model.dtype_reason and "bound 0.01" in model.dtype_reason
+
+
+@needs_core
+def test_auto_takes_bfloat16_where_int8_is_not_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "MAX_KL_DIVERGENCE", 5e-5)
+    dtype, reason, decoder = resolve_dtype(EngineConfig(), checkpoint(), Tokenizer.from_folder(BUNDLED), 1)
+    assert dtype == decoder.dtype == "bfloat16"
+    assert re.search(r"of int8 .* of bfloat16 .*, bound 5e-05$", reason)
 
 
 @needs_core
@@ -100,7 +109,7 @@ def test_a_probe_that_is_not_finite_means_float32() -> None:
     assert resolve_dtype(EngineConfig(), broken, Tokenizer.from_folder(BUNDLED), 1)[0] == "float32"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_a_dtype_that_is_given_is_not_probed(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "compare", None)
     found = resolve_dtype(engine_config(dtype=dtype), checkpoint(), Tokenizer.from_folder(BUNDLED), 1)
@@ -288,6 +297,7 @@ def test_the_estimate_reads_no_weights(tmp_path: Path) -> None:
 MEMORY_OF_A_LOAD = """
 import re, sys
 from pathlib import Path
+from pocketlm import loading
 from pocketlm.config import engine_config
 from pocketlm.loading import estimate, load_model
 from pocketlm.memory import return_freed_memory
@@ -295,7 +305,7 @@ from pocketlm.memory import return_freed_memory
 def used(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-folder, dtype = sys.argv[1:]
+folder, dtype, loading.MAX_KL_DIVERGENCE = sys.argv[1], sys.argv[2], float(sys.argv[3])
 config = engine_config(dtype=dtype, num_threads=1, max_num_seqs=1, max_model_len=64)
 load_model("bundled", config)  # so that all code is there before anything is measured
 return_freed_memory()
@@ -317,10 +327,15 @@ def large_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 @needs_core
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process takes")
-@pytest.mark.parametrize("dtype", ["auto", "int8", "int4", "float32"])
-def test_the_process_takes_no_more_than_was_estimated(large_checkpoint: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [("auto", 0.01), ("auto", 0), ("int8", 0), ("int4", 0), ("bfloat16", 0), ("float32", 0)],
+)
+def test_the_process_takes_no_more_than_was_estimated(
+    large_checkpoint: Path, dtype: str, bound: float
+) -> None:
     """In a process of its own: anonymous memory, with 16 MiB for all that is not weights."""
-    command = [sys.executable, "-c", MEMORY_OF_A_LOAD, str(large_checkpoint), dtype]
+    command = [sys.executable, "-c", MEMORY_OF_A_LOAD, str(large_checkpoint), dtype, str(bound)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     growth, weights_bytes, peak, peak_bound = map(int, done.stdout.split())
     margin = 16 << 20

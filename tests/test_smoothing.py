@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from random_model import random_spec, random_weights
 from pocketlm import kernels
 from pocketlm.accuracy import PASSAGE, compare
 from pocketlm.calibration import matrix_inputs
+from pocketlm.config import EngineConfig
 from pocketlm.hub import BUNDLED
 from pocketlm.kernels import Decoder, DecoderSpec, create_decoder
+from pocketlm.loading import resolve_dtype
 from pocketlm.models import load_checkpoint
 from pocketlm.smoothing import STICKS_OUT, peaks_of, smooth
 from pocketlm.text.tokenizer import Tokenizer
@@ -130,3 +133,19 @@ def test_int8_stands_planted_outliers(plant: Any, factor: float) -> None:
     assert found.perplexity <= 1.02 * found.reference_perplexity
     assert found.mean_kl < 0.02
     assert without.perplexity > 1.1 * without.reference_perplexity
+
+
+@needs_core
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [([102, 110, 134, 158], "int8"), ([3, 77, 130, 201], "bfloat16")]
+)
+def test_what_auto_takes_stands_planted_outliers(channels: list[int], dtype: str) -> None:
+    """Also where int8 does not."""
+    checkpoint = load_checkpoint(BUNDLED)
+    weights = plant_in_residual(checkpoint.spec, checkpoint.weights, channels, 40)
+    planted = replace(checkpoint, weights=weights)
+    found, _, taken = resolve_dtype(EngineConfig(), planted, Tokenizer.from_folder(BUNDLED), 2)
+    assert found == dtype
+    float32 = decoder(checkpoint.spec, weights)
+    accuracy = compare(float32, taken, sampled_windows(float32, num_windows=8, length=96))
+    assert accuracy.perplexity <= 1.02 * accuracy.reference_perplexity

@@ -15,7 +15,7 @@ from peers.workload import Case
 LAYER_WEIGHTS = 12 * 12 * 768**2
 HEAD_WEIGHTS = 50257 * 768
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}  # of a weight, without its scale
-UNIT = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "int4": "int8"}  # that multiplies it
+UNIT = {"float32": "float32", "bfloat16": "float32", "int8": "int8", "int4": "int8"}  # that multiplies it
 MIB = {dtype: str(int(size * (LAYER_WEIGHTS + HEAD_WEIGHTS)) >> 20) for dtype, size in BYTES.items()}
 
 

@@ -33,9 +33,9 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dtype: Literal["auto", "float32", "int8", "int4"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8", "int4"] = Field(
         default="auto",
-        description="Number format of the weights; auto takes int8 if a probe finds it accurate.",
+        description="Number format of the weights; auto: int8, else bfloat16, if a probe finds it accurate.",
     )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Longest prompt and answer together, in tokens; default: the model's."

@@ -18,7 +18,7 @@ NUM_TOKENS = 8
 # Of the bundled model, " point, the container is running on a": the same in each number format, on each
 # instruction set, and no second choice comes near it. In int4 that holds for its first five tokens.
 BUNDLED_ANSWER = (1287, 12, 265, 1045, 306, 1259, 333, 259)
-NUM_SURE_TOKENS = {"float32": NUM_TOKENS, "int8": NUM_TOKENS, "int4": 5}
+NUM_SURE_TOKENS = {"float32": NUM_TOKENS, "bfloat16": NUM_TOKENS, "int8": NUM_TOKENS, "int4": 5}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pocketlm.kernels.spec import TABLES, DecoderSpec
 from pocketlm.models import CheckpointHeader
 from pocketlm.smoothing import SMOOTHED_DTYPES
 
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 PANEL_COLUMNS = 64  # the compiled core pads the columns of a matrix to a multiple of this
 
 
@@ -50,9 +51,11 @@ def weights_bytes(header: CheckpointHeader, dtype: str) -> int:
 
 
 def peak_bytes(header: CheckpointHeader, dtypes: tuple[str, ...], num_probe_tokens: int) -> int:
-    """What loading takes: the weights packed in each of these formats, and the comparison of two."""
+    """What loading takes: the weights in the first format, and beside them each other one to compare it."""
+    first, *others = dtypes
     sources = sum(t.array_bytes for slot, t in header.stored().items() if slot in TABLES or t.is_widened)
-    total = sources + sum(_packed_bytes(header, dtype) for dtype in dtypes)
+    total = sources + _packed_bytes(header, first)
+    total += max((_packed_bytes(header, dtype) for dtype in others), default=0)
     if kernels.isa()[0] == "reference":
         # NumPy quantizes a matrix in several steps, each with an array of its own.
         total += max(24 * rows * columns for rows, columns in _packed_shapes(header.spec).values())
@@ -63,8 +66,8 @@ def peak_bytes(header: CheckpointHeader, dtypes: tuple[str, ...], num_probe_toke
     if "int4" in dtypes:
         total += max(int4.peak_bytes(*shape) for shape in _packed_shapes(header.spec).values())
         total += 8 * num_probe_tokens * sum(rows for rows, _ in _packed_shapes(header.spec).values())
-    if len(dtypes) > 1:
-        total += sum(context_bytes(header.spec, dtype, num_probe_tokens) for dtype in dtypes)
+    if others:
+        total += 2 * context_bytes(header.spec, first, num_probe_tokens)
         total += 8 * 4 * CHUNK * header.spec.vocab_size  # logits, and what is computed from them
     return total
 
@@ -107,8 +110,8 @@ def _norm_bytes(header: CheckpointHeader) -> int:
 def _packed_in_panels(rows: int, columns: int, dtype: str) -> int:
     """A matrix in the compiled core, with its bias, and its scales if it has them."""
     padded = -(-columns // PANEL_COLUMNS) * PANEL_COLUMNS
-    if dtype == "float32":
-        return 4 * padded * rows + 4 * padded
+    if dtype in FLOAT_BYTES:
+        return FLOAT_BYTES[dtype] * padded * rows + 4 * padded
     if dtype == "int4":
         num_groups = -(-rows // int4.GROUP_SIZE)
         return padded * num_groups * (int4.GROUP_SIZE // 2 + 1) + 8 * padded
@@ -120,7 +123,7 @@ def _packed_in_numpy(rows: int, columns: int, dtype: str) -> int:
     if dtype == "int4":
         num_groups = -(-rows // int4.GROUP_SIZE)
         return (8 * int4.GROUP_SIZE + 4) * num_groups * columns + 8 * columns
-    return (4 if dtype == "float32" else 8) * rows * columns + 8 * columns
+    return (4 if dtype in FLOAT_BYTES else 8) * rows * columns + 8 * columns
 
 
 def _packed_shapes(spec: DecoderSpec) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ from pocketlm.kernels.inputs import BLOCK_SIZE
 from pocketlm.machine_speed import MachineSpeed, matrix_elements
 
 CONTEXT = 64  # tokens that each stream looks back on, on average
-WEIGHT_BYTES = {"float32": 4, "int8": 1, "int4": 0.5625}  # with their scales
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5625}  # with their scales
 
 
 @dataclass(frozen=True)

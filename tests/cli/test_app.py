@@ -70,7 +70,7 @@ def test_doctor_as_json() -> None:
     assert report["ok"] is True and result.returncode == 0
     checks = {check["name"]: check for check in report["checks"]}
     for isa in kernels.COMPILED_ISAS:
-        for dtype in ("float32", "int8"):
+        for dtype in kernels.DTYPES:
             assert checks[f"kernels {isa} {dtype}"]["state"] == "ok"
     assert checks["pocketlm"]["value"] == version("pocketlm")
 

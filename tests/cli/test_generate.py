@@ -89,7 +89,7 @@ def test_verbose_says_how_the_model_was_loaded() -> None:
         (
             [PROMPT, "--dtype", "int3"],
             2,
-            "error: dtype: input should be 'auto', 'float32', 'int8' or 'int4', got 'int3'\n",
+            "error: dtype: input should be 'auto', 'float32', 'bfloat16', 'int8' or 'int4', got 'int3'\n",
         ),
         ([PROMPT, "--kv-cache-memory", "1kB"], 2, "kv_cache_memory"),
         ([PROMPT, "--temprature", "1"], 2, "--temperature"),

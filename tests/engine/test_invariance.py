@@ -28,6 +28,7 @@ GROUPED_QUERY = random_spec(
 )
 MODELS = {
     "float32": ("float32", MULTI_HEAD),
+    "bfloat16": ("bfloat16", MULTI_HEAD),
     "int8": ("int8", MULTI_HEAD),
     "int8, grouped-query": ("int8", GROUPED_QUERY),
     "int4": ("int4", MULTI_HEAD),

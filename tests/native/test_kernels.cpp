@@ -207,7 +207,7 @@ Floats multiply(const Kernels& kernels, const Matrix& matrix, const Floats& x, i
                 const Floats& before, int stride, Activation activation, Combine combine) {
   const QuantizedRows no_rows = {};
   const KernelRows rows(kernels, x, num_rows, matrix.k());
-  const QuantizedRows quantized_rows = matrix.dtype() != Dtype::kFloat32 ? rows.view() : no_rows;
+  const QuantizedRows quantized_rows = is_float(matrix.dtype()) ? no_rows : rows.view();
   Floats together = before, alone = before;
   for (int panel = 0; panel * kPanelColumns < matrix.n(); ++panel) {
     const auto into = [&](Floats& out) {
@@ -250,6 +250,22 @@ void test_matmul_f32(const Kernels& kernels, ThreadPool& pool, int num_rows, int
               num_rows, k, n, static_cast<int>(activation), r, c, found[i], expected);
     }
   }
+}
+
+// Weights that bfloat16 holds exactly give the products that float32 gives, to the bit.
+void test_matmul_bf16(const Kernels& kernels, ThreadPool& pool, int num_rows, int k, int n) {
+  Floats weight = random_floats(k * n);
+  for (float& value : weight) value = std::nearbyint(128 * value) / 128;
+  const Floats bias = random_floats(n), x = random_floats(num_rows * k);
+  const Floats before(num_rows * n, -77.0f);
+  const PackedMatrix whole(weight, bias, k, n, Dtype::kFloat32, pool);
+  const PackedMatrix half(weight, bias, k, n, Dtype::kBFloat16, pool);
+  const Floats expected =
+      multiply(kernels, whole.matrix, x, num_rows, before, n, Activation::kNone, Combine::kStore);
+  const Floats found =
+      multiply(kernels, half.matrix, x, num_rows, before, n, Activation::kNone, Combine::kStore);
+  require(same_bits(found.data(), expected.data(), num_rows * n),
+          "matmul_bf16: %d rows, %d inputs, %d columns: not what matmul_f32 gives", num_rows, k, n);
 }
 
 void test_matmul_i8(const Kernels& kernels, ThreadPool& pool, int num_rows, int k, int n, bool extreme) {
@@ -308,6 +324,7 @@ void test_matmul(const Kernels& kernels) {
     for (const int k : {1, 2, 3, 4, 5, 17, 64})
       for (const int n : {1, 4, 7, 63, 64, 65, 130}) {
         test_matmul_f32(kernels, pool, num_rows, k, n, Activation::kNone, Combine::kStore);
+        test_matmul_bf16(kernels, pool, num_rows, k, n);
         test_matmul_i8(kernels, pool, num_rows, k, n, false);
         test_matmul_i4(kernels, pool, num_rows, k, n);
       }
@@ -542,7 +559,7 @@ Floats all_logits(const RandomWeights& weights, const Kernels& kernels, int num_
 
 // Against what portable makes of the same dtype; and the promise.
 void test_decoder(const Kernels& kernels) {
-  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kInt8, Dtype::kInt4}) {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kInt8, Dtype::kInt4}) {
     const RandomWeights weights(dtype);
     const Floats expected = all_logits(weights, *find_kernels("portable"), 1, kNumTokens);
     float peak = 0.0f;

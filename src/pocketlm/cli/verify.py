@@ -29,7 +29,7 @@ def verify(
         typer.Option(help="A UTF-8 file, documents separated by <|endoftext|> lines; default: a passage."),
     ] = None,
     dtype: Annotated[
-        Literal["int8", "int4", "float32"], typer.Option(help="The format to compare.")
+        Literal["int8", "int4", "bfloat16", "float32"], typer.Option(help="The format to compare.")
     ] = "int8",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

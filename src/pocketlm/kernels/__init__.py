@@ -59,7 +59,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-DTYPES = ("float32", "int8", "int4")
+DTYPES = ("float32", "bfloat16", "int8", "int4")
 
 
 class KVCache(Protocol):

@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 @dataclass
 class KVCache:
-    keys: Array  # [L, num_blocks, BLOCK_SIZE, G, D] float32, or float16 beside quantized weights
+    keys: Array  # [L, num_blocks, BLOCK_SIZE, G, D] float32, or float16 beside weights that are not
     values: Array  # the same
 
     @property
@@ -164,7 +164,7 @@ class Decoder:
 
 
 class Linear:
-    """x W + b in float32."""
+    """x W + b in float32; in bfloat16 W is rounded to that before."""
 
     def __init__(self, weight: Array, bias: Array | None) -> None:
         self.weight = weight.astype(np.float32)  # [K, N]
@@ -242,13 +242,22 @@ def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
     return quantized, np.where(finite, largest / np.float32(127), np.float32(np.nan))
 
 
+def to_bfloat16(x: Array) -> Float32Array:
+    """x, rounded to the floats whose lower 16 bits are zero; ties to even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & 0xFFFF0000
+    return np.where(np.isnan(x), np.float32(np.nan), rounded.view(np.float32))
+
+
 def linear(
     weight: Array, bias: Array | None, dtype: str, inputs: Array | None
 ) -> Linear | LinearInt8 | LinearInt4:
     """x W + b in a number format; `inputs` [T, K] are some x, if any are known."""
     if dtype == "int4":
         return LinearInt4(weight, bias, inputs)
-    return LinearInt8(weight, bias) if dtype == "int8" else Linear(weight, bias)
+    if dtype == "int8":
+        return LinearInt8(weight, bias)
+    return Linear(to_bfloat16(weight) if dtype == "bfloat16" else weight, bias)
 
 
 def rotate(x: Float32Array, positions: Array, frequencies: tuple[float, ...]) -> Float32Array:
