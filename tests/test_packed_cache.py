@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_a_second_start_neither_reads_the_weights_nor_packs_nor_probes(
     for name in ("dtype", "dtype_reason", "fingerprint", "known_answer", "weights_bytes", "num_parameters"):
         assert getattr(second, name) == getattr(first, name), name
     assert second.settings[2] == first.settings[2]
+
+
+def test_what_auto_took_in_place_of_int8_is_kept_too(
+    checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def far_from_int8(float32: kernels.Decoder, other: kernels.Decoder, windows: Any) -> SimpleNamespace:
+        return SimpleNamespace(mean_kl=float(other.dtype == "int8"))
+
+    monkeypatch.setattr(loading, "compare", far_from_int8)
+    first = load(checkpoint, cache_dir)
+    second = load(checkpoint, cache_dir)
+    assert first.dtype == second.dtype == "bfloat16"
+    assert is_from_cache(second) and second.dtype_reason == first.dtype_reason
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)

@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-# Of the arrays' layout and of how weights become them. Raised with every change of either: what lies
-# packed on a disk under another number is packed again.
-PACKING_VERSION = 3
+# Of the arrays' layout, of how weights become them and of what dtype=auto takes. Raised with every change
+# of these: what lies packed on a disk under another number is packed again.
+PACKING_VERSION = 4
 
 
 @dataclass(frozen=True)
