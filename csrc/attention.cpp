@@ -1,4 +1,4 @@
-// Attention of the queries of one head over its paged keys and values.
+// Attention of the queries of one head over its paged keys and values, in floats of 32 or 16 bits.
 //
 //   scores[p] = scale * sum over d of q[d] * K[p][d]      p = 0 to length - 1
 //   out[d]    = sum over p of softmax(scores)[p] * V[p][d]
@@ -10,28 +10,34 @@
 // Cost: 2 * D' * bytes per position, read once for up to kMaxQueries queries. A single query (decode) waits
 // for memory, so it asks for its values while it reads the keys, and for the keys of the next head, which
 // lie behind its own, while it reads the values.
-#include "simd.h"
+#include "attention.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
-constexpr int kVectorsPerBlock = kBlockSize / kLanes;
 constexpr int kSums = kRegisters / 2;  // vectors that fit in registers beside the rest
 constexpr int kTallest = kLanes / 2;   // queries in one pass
 static_assert(kTallest <= kMaxQueries);
 
-static constexpr int smaller(int a, int b) { return a < b ? a : b; }
+template <class Element>
+static const Element* keys_of(const HeadBlocks& head, int block) {
+  return reinterpret_cast<const Element*>(head.keys + head.block_table[block] * head.block_stride);
+}
+
+template <class Element>
+static const Element* values_of(const HeadBlocks& head, int block) {
+  return reinterpret_cast<const Element*>(head.values + head.block_table[block] * head.block_stride);
+}
 
 // Scores of kBlocks blocks at once, [block][query][16]: their chains are independent and hide each other's
 // latency.
-template <int kQueries, int kBlocks, class Element>
-static void score(const Query* queries, const HeadBlocks<Element>& head, int block, int head_dim, float scale,
+template <class Element, int kQueries, int kBlocks>
+static void score(const Query* queries, const HeadBlocks& head, int block, int head_dim, float scale,
                   float* scores) {
   f32x sums[kQueries][kBlocks][kVectorsPerBlock] = {};
   const Element *keys[kBlocks], *values[kBlocks];
   for (int b = 0; b < kBlocks; ++b) {
-    const int64_t offset = head.block_table[block + b] * head.block_stride;
-    keys[b] = head.keys + offset;
-    values[b] = head.values + offset;
+    keys[b] = keys_of<Element>(head, block + b);
+    values[b] = values_of<Element>(head, block + b);
   }
 #pragma GCC unroll 4
   for (int d = 0; d < head_dim; ++d) {
@@ -50,39 +56,16 @@ static void score(const Query* queries, const HeadBlocks<Element>& head, int blo
         store(scores + ((block + b) * kQueries + i) * kBlockSize + v * kLanes, sums[i][b][v] * scale);
 }
 
-// e^(score - peak) in place of one query's scores, which are kStride apart from block to block; 1 / their
-// sum.
-template <int kStride>
-static float softmax(float* scores, int length) {
-  const int num_blocks = round_up(length, kBlockSize) / kBlockSize;
-  for (int p = length; p < num_blocks * kBlockSize; ++p)
-    scores[(num_blocks - 1) * kStride + p % kBlockSize] = -INFINITY;
-  f32x top = broadcast(-INFINITY);
-  for (int b = 0; b < num_blocks; ++b)
-    for (int v = 0; v < kBlockSize; v += kLanes) top = max(load(scores + b * kStride + v), top);
-  const float peak = largest(top);
-  f32x total = {};
-  for (int b = 0; b < num_blocks; ++b) {
-    for (int v = 0; v < kBlockSize; v += kLanes) {
-      const f32x share = exp(load(scores + b * kStride + v) - peak);
-      store(scores + b * kStride + v, share);
-      total += share;
-    }
-  }
-  return 1.0f / sum(total);
-}
-
 // kVectors vectors of the outputs, from entry d on. No query touches a value beyond its own length: what
 // lies there may be anything, and not even its product with 0 is safe.
-template <int kQueries, int kVectors, class Element>
-static void mix(const Query* queries, const HeadBlocks<Element>& head, int shortest, int longest,
-                int head_dim, int d, const float* shares, const float* inverse_totals) {
+template <class Element, int kQueries, int kVectors>
+static void mix(const Query* queries, const HeadBlocks& head, int shortest, int longest, int head_dim, int d,
+                const float* shares, const float* inverse_totals) {
   const int width = padded_head_dim(head_dim);
   f32x sums[kQueries][kVectors] = {};
   for (int first = 0; first < longest; first += kBlockSize, shares += kQueries * kBlockSize) {
-    const int64_t offset = head.block_table[first / kBlockSize] * head.block_stride + d;
-    const Element* values = head.values + offset;
-    const Element* next_keys = head.keys + offset + kBlockSize * width;
+    const Element* values = values_of<Element>(head, first / kBlockSize) + d;
+    const Element* next_keys = keys_of<Element>(head, first / kBlockSize) + kBlockSize * width + d;
     const int end = smaller(kBlockSize, shortest - first);
     int p = 0;
 #pragma GCC unroll 4
@@ -106,72 +89,63 @@ static void mix(const Query* queries, const HeadBlocks<Element>& head, int short
       }
     }
   }
-  for (int i = 0; i < kQueries; ++i) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int entry = d + v * kLanes, left = head_dim - entry;
-      const f32x mixed = sums[i][v] * inverse_totals[i];
-      if (left >= kLanes)
-        store(queries[i].out + entry, mixed);
-      else if (left > 0)
-        store_some(queries[i].out + entry, mixed, left);
-    }
-  }
-}
-
-template <int kQueries, class Element>
-static void attend_together(const Query* queries, const HeadBlocks<Element>& head, int head_dim, float scale,
-                            float* scores) {
-  int shortest = queries[0].length, longest = shortest;
-  for (int i = 1; i < kQueries; ++i) {
-    const int length = queries[i].length;
-    shortest = length < shortest ? length : shortest;
-    longest = length > longest ? length : longest;
-  }
-  const int num_blocks = round_up(longest, kBlockSize) / kBlockSize;
-  constexpr int kChains = kSums / kQueries;
-  constexpr int kBlocks = kChains < kVectorsPerBlock ? 1 : smaller(4, kChains / kVectorsPerBlock);
-  int block = 0;
-  for (; block + kBlocks <= num_blocks; block += kBlocks)
-    score<kQueries, kBlocks>(queries, head, block, head_dim, scale, scores);
-  for (; block < num_blocks; ++block) score<kQueries, 1>(queries, head, block, head_dim, scale, scores);
-
-  float inverse_totals[kQueries];
   for (int i = 0; i < kQueries; ++i)
-    inverse_totals[i] = softmax<kQueries * kBlockSize>(scores + i * kBlockSize, queries[i].length);
-
-  constexpr int kVectors = smaller(4, kChains);
-  int d = 0;
-  for (; d + kVectors * kLanes <= padded_head_dim(head_dim); d += kVectors * kLanes)
-    mix<kQueries, kVectors>(queries, head, shortest, longest, head_dim, d, scores, inverse_totals);
-  for (; d < head_dim; d += kLanes)
-    mix<kQueries, 1>(queries, head, shortest, longest, head_dim, d, scores, inverse_totals);
-}
-
-// As many queries together as there are, then half as many, and so on.
-template <int kQueries, class Element>
-static void attend(const Query* queries, int num_queries, const HeadBlocks<Element>& head, int head_dim,
-                   float scale, float* scores) {
-  int i = 0;
-  for (; i + kQueries <= num_queries; i += kQueries)
-    attend_together<kQueries>(queries + i, head, head_dim, scale, scores);
-  if constexpr (kQueries > 1)
-    attend<kQueries / 2>(queries + i, num_queries - i, head, head_dim, scale, scores);
-}
-
-void attend_f32(const Query* queries, int num_queries, const HeadBlocks<float>& head, int head_dim,
-                float scale, float* scores) {
-  attend<kTallest>(queries, num_queries, head, head_dim, scale, scores);
-}
-
-void attend_f16(const Query* queries, int num_queries, const HeadBlocks<uint16_t>& head, int head_dim,
-                float scale, float* scores) {
-  attend<kTallest>(queries, num_queries, head, head_dim, scale, scores);
+    for (int v = 0; v < kVectors; ++v)
+      store_entries(sums[i][v] * inverse_totals[i], queries[i].out, d + v * kLanes, head_dim);
 }
 
 template <class Element>
-static void keep(const float* key, const float* value, int head_dim, int row, Element* keys,
-                 Element* values) {
-  values += row * padded_head_dim(head_dim);
+struct FloatPass {
+  template <int kQueries>
+  static void attend(const Query* queries, const HeadBlocks& head, int head_dim, float scale, float* scores) {
+    int shortest = queries[0].length, longest = shortest;
+    for (int i = 1; i < kQueries; ++i) {
+      const int length = queries[i].length;
+      shortest = length < shortest ? length : shortest;
+      longest = length > longest ? length : longest;
+    }
+    const int num_blocks = round_up(longest, kBlockSize) / kBlockSize;
+    constexpr int kChains = kSums / kQueries;
+    constexpr int kBlocks = kChains < kVectorsPerBlock ? 1 : smaller(4, kChains / kVectorsPerBlock);
+    int block = 0;
+    for (; block + kBlocks <= num_blocks; block += kBlocks)
+      score<Element, kQueries, kBlocks>(queries, head, block, head_dim, scale, scores);
+    for (; block < num_blocks; ++block)
+      score<Element, kQueries, 1>(queries, head, block, head_dim, scale, scores);
+
+    constexpr int kStride = kQueries * kBlockSize;
+    float inverse_totals[kQueries];
+    for (int i = 0; i < kQueries; ++i) {
+      float* own = scores + i * kBlockSize;
+      inverse_totals[i] = softmax<kStride>(own, queries[i].length, [&](int b, const f32x* shares) {
+        std::memcpy(own + b * kStride, shares, kBlockSize * sizeof(float));
+      });
+    }
+
+    constexpr int kVectors = smaller(4, kChains);
+    int d = 0;
+    for (; d + kVectors * kLanes <= padded_head_dim(head_dim); d += kVectors * kLanes)
+      mix<Element, kQueries, kVectors>(queries, head, shortest, longest, head_dim, d, scores, inverse_totals);
+    for (; d < head_dim; d += kLanes)
+      mix<Element, kQueries, 1>(queries, head, shortest, longest, head_dim, d, scores, inverse_totals);
+  }
+};
+
+void attend_f32(const Query* queries, int num_queries, const HeadBlocks& head, int head_dim, float scale,
+                float* scratch) {
+  attend<FloatPass<float>, kTallest>(queries, num_queries, head, head_dim, scale, scratch);
+}
+
+void attend_f16(const Query* queries, int num_queries, const HeadBlocks& head, int head_dim, float scale,
+                float* scratch) {
+  attend<FloatPass<uint16_t>, kTallest>(queries, num_queries, head, head_dim, scale, scratch);
+}
+
+template <class Element>
+static void keep(const float* key, const float* value, int head_dim, int row, uint8_t* key_block,
+                 uint8_t* value_block) {
+  Element* keys = reinterpret_cast<Element*>(key_block);
+  Element* values = reinterpret_cast<Element*>(value_block) + row * padded_head_dim(head_dim);
   for (int d = 0; d < head_dim; d += kLanes) {
     const int width = smaller(kLanes, head_dim - d);
     Element entries[kLanes];
@@ -182,12 +156,12 @@ static void keep(const float* key, const float* value, int head_dim, int row, El
   }
 }
 
-void keep_f32(const float* key, const float* value, int head_dim, int row, float* keys, float* values) {
-  keep(key, value, head_dim, row, keys, values);
+void keep_f32(const float* key, const float* value, int head_dim, int row, uint8_t* keys, uint8_t* values) {
+  keep<float>(key, value, head_dim, row, keys, values);
 }
 
-void keep_f16(const float* key, const float* value, int head_dim, int row, uint16_t* keys, uint16_t* values) {
-  keep(key, value, head_dim, row, keys, values);
+void keep_f16(const float* key, const float* value, int head_dim, int row, uint8_t* keys, uint8_t* values) {
+  keep<uint16_t>(key, value, head_dim, row, keys, values);
 }
 
 }  // namespace pocketlm::POCKETLM_ISA

@@ -266,7 +266,7 @@ NB_MODULE(_core, m) {
           "new_kv_cache",
           [](const PyDecoder& self, int num_blocks) {
             require(num_blocks >= 1 && num_blocks < (1 << 26), "num_blocks must be 1 to 2^26 - 1");
-            return KVCache(self.decoder->spec(), self.decoder->dtype(), num_blocks);
+            return KVCache(self.decoder->spec(), self.decoder->kv_format(), num_blocks);
           },
           "num_blocks"_a)
       .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(),

@@ -21,28 +21,34 @@ const float* row_of(const Tensor& table, int64_t row, float* copy) {
   return copy;
 }
 
-}  // namespace
-
-KVCache::KVCache(const Spec& spec, Dtype dtype, int num_blocks)
-    : num_blocks_(num_blocks),
-      head_size_(static_cast<int64_t>(padded_head_dim(spec.head_dim)) * kBlockSize),
-      block_stride_(spec.num_kv_heads * head_size_),
-      layer_stride_(num_blocks * block_stride_) {
-  for (int i = 0; i < 2; ++i) {
-    if (dtype == Dtype::kFloat32)
-      floats_[i] = Buffer<float>(spec.num_layers * layer_stride_);
-    else
-      halves_[i] = Buffer<uint16_t>(spec.num_layers * layer_stride_);
-  }
+KVFormat kv_format_beside(Dtype weights) {
+  if (weights == Dtype::kFloat32) return KVFormat::kFloat32;
+  return is_float(weights) ? KVFormat::kFloat16 : KVFormat::kInt8;
 }
 
+}  // namespace
+
+KVCache::KVCache(const Spec& spec, KVFormat format, int num_blocks)
+    : num_blocks_(num_blocks),
+      head_stride_(head_block_bytes(format, spec.head_dim)),
+      block_stride_(spec.num_kv_heads * head_stride_),
+      layer_stride_(num_blocks * block_stride_),
+      keys_(spec.num_layers * layer_stride_),
+      values_(spec.num_layers * layer_stride_) {}
+
 Decoder::Decoder(const Spec& spec, const Weights& weights, int num_threads, const Kernels& kernels)
-    : spec_(spec), weights_(weights), kernels_(kernels), pool_(num_threads) {
+    : spec_(spec),
+      weights_(weights),
+      kv_format_(kv_format_beside(weights.dtype)),
+      kernels_(kernels),
+      attention_(kernels.attention[static_cast<int>(kv_format_)]),
+      pool_(num_threads) {
   samplers_.resize(pool_.num_threads(), Sampler(kernels, spec.vocab_size));
   scratch_.resize(pool_.num_threads());
   for (Scratch& scratch : scratch_) {
-    scratch.scores =
-        Buffer<float>(static_cast<int64_t>(kMaxQueries) * round_up(spec.max_positions, kBlockSize));
+    scratch.attention =
+        Buffer<float>(static_cast<int64_t>(kMaxQueries) *
+                      (round_up(spec.max_positions, kBlockSize) + padded_head_dim(spec.head_dim)));
     scratch.queries.resize(kMaxQueries * (spec.num_heads / spec.num_kv_heads));
     scratch.row = Buffer<float>(spec.hidden_size);
   }
@@ -198,12 +204,7 @@ void Decoder::keep(const Batch& batch, const AttentionTask& task, int layer, KVC
         rotate(key, 1, t);
       }
       const int64_t place = cache.start_of(layer, g) + block * cache.block_stride_;
-      if (weights_.dtype == Dtype::kFloat32)
-        kernels_.keep_f32(key, value, head_dim, row, cache.floats_[0].data() + place,
-                          cache.floats_[1].data() + place);
-      else
-        kernels_.keep_f16(key, value, head_dim, row, cache.halves_[0].data() + place,
-                          cache.halves_[1].data() + place);
+      attention_.keep(key, value, head_dim, row, cache.keys_.data() + place, cache.values_.data() + place);
     }
   }
 }
@@ -221,7 +222,7 @@ void Decoder::attend(const Batch& batch, int layer, KVCache& cache) {
     if (task.alone) keep(batch, task, layer, cache);
     const int32_t* block_table = batch.block_tables + static_cast<int64_t>(task.sequence) * batch.max_blocks;
     Query* queries = scratch_[thread].queries.data();
-    float* scores = scratch_[thread].scores.data();
+    float* scratch = scratch_[thread].attention.data();
     for (int g = task.first_head; g < task.first_head + task.num_heads; ++g) {
       int num_queries = 0;
       for (int64_t t = task.first_token; t < task.first_token + task.num_tokens; ++t)
@@ -229,16 +230,9 @@ void Decoder::attend(const Batch& batch, int layer, KVCache& cache) {
           queries[num_queries++] = {qkv_.data() + t * spec_.qkv_size() + h * head_dim, batch.positions[t] + 1,
                                     attended_.data() + (t * num_heads + h) * head_dim};
       const int64_t start = cache.start_of(layer, g);
-      if (weights_.dtype == Dtype::kFloat32)
-        kernels_.attend_f32(queries, num_queries,
-                            {cache.floats_[0].data() + start, cache.floats_[1].data() + start,
-                             cache.block_stride_, block_table},
-                            head_dim, scale, scores);
-      else
-        kernels_.attend_f16(queries, num_queries,
-                            {cache.halves_[0].data() + start, cache.halves_[1].data() + start,
-                             cache.block_stride_, block_table},
-                            head_dim, scale, scores);
+      const HeadBlocks blocks = {cache.keys_.data() + start, cache.values_.data() + start,
+                                 cache.block_stride_, block_table};
+      attention_.attend(queries, num_queries, blocks, head_dim, scale, scratch);
     }
   });
 }

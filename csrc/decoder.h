@@ -49,23 +49,20 @@ struct Weights {
   Matrix head;
 };
 
-// Keys and values of all layers: [L][num_blocks][G][D' * 16], float32 or float16 as the weights ask.
+// Keys and values of all layers: [L][num_blocks][G][D' * 16] each, in bytes.
 class KVCache {
  public:
-  KVCache(const Spec& spec, Dtype dtype, int num_blocks);
+  KVCache(const Spec& spec, KVFormat format, int num_blocks);
 
   int num_blocks() const { return num_blocks_; }
-  int64_t num_bytes() const {
-    return floats_[0].num_bytes() + floats_[1].num_bytes() + halves_[0].num_bytes() + halves_[1].num_bytes();
-  }
+  int64_t num_bytes() const { return keys_.num_bytes() + values_.num_bytes(); }
 
  private:
   friend class Decoder;
-  int64_t start_of(int layer, int head) const { return layer * layer_stride_ + head * head_size_; }
+  int64_t start_of(int layer, int head) const { return layer * layer_stride_ + head * head_stride_; }
   int num_blocks_;
-  int64_t head_size_, block_stride_, layer_stride_;  // in elements
-  Buffer<float> floats_[2];                          // keys, values
-  Buffer<uint16_t> halves_[2];
+  int64_t head_stride_, block_stride_, layer_stride_;
+  Buffer<uint8_t> keys_, values_;
 };
 
 // A ragged batch; see ForwardInputs in src/pocketlm/kernels/inputs.py. All indices are checked before.
@@ -81,7 +78,7 @@ class Decoder {
   Decoder(const Spec& spec, const Weights& weights, int num_threads, const Kernels& kernels);
 
   const Spec& spec() const { return spec_; }
-  Dtype dtype() const { return weights_.dtype; }
+  KVFormat kv_format() const { return kv_format_; }
   std::optional<double> worker_cpu_seconds() { return pool_.cpu_seconds(); }
 
   // logits [num_logit_rows, V]
@@ -96,7 +93,7 @@ class Decoder {
 
  private:
   struct Scratch {  // of one thread
-    Buffer<float> scores, row;
+    Buffer<float> attention, row;
     std::vector<Query> queries;
   };
   struct AttentionTask {  // heads are key-value heads
@@ -148,7 +145,9 @@ class Decoder {
 
   const Spec spec_;
   const Weights weights_;
+  const KVFormat kv_format_;
   const Kernels& kernels_;
+  const AttentionKernels& attention_;  // of that format
   ThreadPool pool_;
   std::mutex mutex_;  // one forward or sample at a time: they share the threads and the scratch
 

@@ -9,6 +9,8 @@
 //                                            half, value + 8. K padded with zeros to a multiple of 16
 //   key block       [D'][16] per head        transposed: 16 positions side by side, one row per entry
 //   value block     [16][D'] per head        D' is the head size rounded up to a multiple of 16
+//   8-bit key block    [D' / 4][16][4] uint8     value + 128, then 16 scales in float32, one a position
+//   8-bit value block  [16 / 4][D'][4] uint8     the same: 4 positions side by side
 //
 // Every output element is summed in one fixed order along K, whatever the number of rows beside it.
 #pragma once
@@ -25,6 +27,16 @@ constexpr int kGroupBytes = kPanelColumns * (kGroupSize / 2 + 1);  // of a panel
 
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int padded_head_dim(int head_dim) { return round_up(head_dim, kBlockSize); }
+
+enum class KVFormat { kFloat32, kFloat16, kInt8 };  // of keys and values
+constexpr int kNumKVFormats = 3;
+// What one head's keys, or its values, take in a block.
+constexpr int64_t head_block_bytes(KVFormat format, int head_dim) {
+  const int64_t width = padded_head_dim(head_dim);
+  return kBlockSize * (format == KVFormat::kInt8      ? width + 4
+                       : format == KVFormat::kFloat16 ? 2 * width
+                                                      : 4 * width);
+}
 
 enum class Norm { kLayer, kRms };
 enum class Activation { kNone, kGelu, kGeluTanh, kQuickGelu, kRelu, kReluSquared, kSigmoid, kSilu, kTanh };
@@ -51,11 +63,9 @@ struct QuantizedRows {
 };
 
 // Keys and values of one layer and one key-value head, block by block.
-template <class Element>
 struct HeadBlocks {
-  const Element* keys;  // of block 0
-  const Element* values;
-  int64_t block_stride;  // elements from one block to the next
+  const uint8_t *keys, *values;  // of block 0
+  int64_t block_stride;          // bytes from one block to the next
   const int32_t* block_table;
 };
 
@@ -64,6 +74,15 @@ struct Query {
   const float* values;  // [head_dim]
   int length;
   float* out;  // [head_dim]
+};
+
+struct AttentionKernels {
+  // One position's key and value of one head into row `row` of a block.
+  void (*keep)(const float* key, const float* value, int head_dim, int row, uint8_t* keys, uint8_t* values);
+  // out = softmax(scale * q K) V of each query. `scratch` has room for kMaxQueries times D' and the longest
+  // length, rounded up to a block.
+  void (*attend)(const Query* queries, int num_queries, const HeadBlocks& blocks, int head_dim, float scale,
+                 float* scratch);
 };
 
 constexpr int kSumLength = 256;  // weights of tokens that are summed up together
@@ -94,16 +113,7 @@ struct Kernels {
   // Of each 16 values of a row that quantize made.
   void (*sum_groups)(const int8_t* values, int n, int32_t* sums);
 
-  // One position's key and value of one head into row `row` of a block.
-  void (*keep_f32)(const float* key, const float* value, int head_dim, int row, float* keys, float* values);
-  void (*keep_f16)(const float* key, const float* value, int head_dim, int row, uint16_t* keys,
-                   uint16_t* values);
-  // out = softmax(scale * q K) V of each query. `scores` has room for kMaxQueries times the longest
-  // length, rounded up to a block.
-  void (*attend_f32)(const Query* queries, int num_queries, const HeadBlocks<float>& blocks, int head_dim,
-                     float scale, float* scores);
-  void (*attend_f16)(const Query* queries, int num_queries, const HeadBlocks<uint16_t>& blocks, int head_dim,
-                     float scale, float* scores);
+  AttentionKernels attention[kNumKVFormats];
 
   // Passes over a row of logits [n].
   Peak (*peak)(const float* x, int n);

@@ -7,7 +7,7 @@
 // Cost: K bytes of weights per column, read once for every kRows rows.
 #include "dot_i8.h"
 #include "prefetch.h"
-#include "simd.h"
+#include "quantize.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
@@ -74,27 +74,18 @@ void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const Qu
   }
 }
 
-// Symmetric: scale = largest / 127, value = round(x * 127 / largest).
 void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum) {
   const int whole = n / kLanes * kLanes, left = n - whole;
-  const auto magnitude = [](f32x v) { return reinterpret_cast<i32x>(abs(v)); };
-  i32x top = {};  // the bits of magnitudes are ordered as these are, infinity and NaN come last
-  for (int i = 0; i < whole; i += kLanes) top = max(magnitude(load(x + i)), top);
-  if (left) top = max(magnitude(load_some(x + whole, left, 0.0f)), top);
-  const int32_t peak_bits = largest(top);
-  float peak;
-  std::memcpy(&peak, &peak_bits, 4);
-  const bool finite = peak_bits < 0x7f800000;
-  *scale = finite ? peak / 127.0f : NAN;
-  if (!finite || peak == 0.0f) {
+  const Rounding rounding = rounding_of(x, n);
+  *scale = rounding.scale;
+  if (rounding.inverse == 0.0f) {
     std::memset(values, 0, round_up(n, kGroupSize));
     *sum = 0;
     return;
   }
-  const float inverse = 127.0f / peak;
   i32x sums = {};
   const auto put = [&](f32x v, int8_t* place, int width) {
-    const i32x rounded = round_to_int(v * inverse);
+    const i32x rounded = round_to_int(v * rounding.inverse);
     const i8x bytes = __builtin_convertvector(rounded, i8x);
     std::memcpy(place, &bytes, width);
     sums += rounded;

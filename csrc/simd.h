@@ -72,28 +72,39 @@ static inline f32x fma(f32x a, f32x b, f32x c) {
 }
 
 static inline i32x max(i32x a, i32x b) { return a > b ? a : b; }
-static inline int32_t largest(i32x v) {
-  int32_t lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
-}
-static inline int32_t sum(i32x v) {
-  int32_t lanes[kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  int32_t result = 0;
-  for (int i = 0; i < kLanes; ++i) result += lanes[i];
-  return result;
-}
 
-static inline float sum(f32x v) {
-  float lanes[kLanes];
-  store(lanes, v);
+// The upper half of the lanes folded onto the lower one, and so on until one is left: always in this order.
+template <class Lane, class Lanes, class Fold>
+static inline Lane folded(Lanes v, const Fold& fold) {
+#if defined(__AVX2__)
+  typedef Lane Eight __attribute__((vector_size(32)));
+  typedef Lane Four __attribute__((vector_size(16)));
+#if defined(__AVX512VNNI__)  // with a mask: see load()
+  const __m512i v16 = reinterpret_cast<__m512i>(v);
+  const Eight v8 = fold(reinterpret_cast<Eight>(_mm512_maskz_extracti64x4_epi64(0xff, v16, 0)),
+                        reinterpret_cast<Eight>(_mm512_maskz_extracti64x4_epi64(0xff, v16, 1)));
+#else
+  const Eight v8 = v;
+#endif
+  const Four v4 = fold(reinterpret_cast<Four>(_mm256_castsi256_si128(reinterpret_cast<__m256i>(v8))),
+                       reinterpret_cast<Four>(_mm256_extracti128_si256(reinterpret_cast<__m256i>(v8), 1)));
+  const Four v2 =
+      fold(v4, reinterpret_cast<Four>(_mm_shuffle_epi32(reinterpret_cast<__m128i>(v4), 0b01001110)));
+  return fold(v2, reinterpret_cast<Four>(_mm_shuffle_epi32(reinterpret_cast<__m128i>(v2), 0b10110001)))[0];
+#else
+  Lane lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof v);
   for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    for (int i = 0; i < width; ++i) lanes[i] = fold(lanes[i], lanes[i + width]);
   return lanes[0];
+#endif
 }
+static constexpr auto kLarger = [](auto a, auto b) { return a > b ? a : b; };
+static constexpr auto kPlus = [](auto a, auto b) { return a + b; };
+static inline int32_t largest(i32x v) { return folded<int32_t>(v, kLarger); }
+static inline float largest(f32x v) { return folded<float>(v, kLarger); }
+static inline int32_t sum(i32x v) { return folded<int32_t>(v, kPlus); }
+static inline float sum(f32x v) { return folded<float>(v, kPlus); }
 static inline bool any(i32x mask) {  // of lanes that are 0 or -1
 #if defined(__AVX512VNNI__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
@@ -107,14 +118,6 @@ static inline bool any(i32x mask) {  // of lanes that are 0 or -1
   return found != 0;
 #endif
 }
-static inline float largest(f32x v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  float result = lanes[0];
-  for (int i = 1; i < kLanes; ++i) result = lanes[i] > result ? lanes[i] : result;
-  return result;
-}
-
 static inline f32x load(const uint16_t* half) {
 #if defined(__AVX512VNNI__)
   // The form with a mask: GCC 12 warns of an uninitialized register in the plain one.

@@ -10,10 +10,12 @@ void matmul_i4(const uint8_t*, const float*, int, const QuantizedRows&, int, int
 void quantize(const float*, int, int8_t*, float*, int32_t*);
 void sum_groups(const int8_t*, int, int32_t*);
 void norm(Norm, const float*, const float*, const float*, float, int, float*);
-void keep_f32(const float*, const float*, int, int, float*, float*);
-void keep_f16(const float*, const float*, int, int, uint16_t*, uint16_t*);
-void attend_f32(const Query*, int, const HeadBlocks<float>&, int, float, float*);
-void attend_f16(const Query*, int, const HeadBlocks<uint16_t>&, int, float, float*);
+void keep_f32(const float*, const float*, int, int, uint8_t*, uint8_t*);
+void keep_f16(const float*, const float*, int, int, uint8_t*, uint8_t*);
+void keep_i8(const float*, const float*, int, int, uint8_t*, uint8_t*);
+void attend_f32(const Query*, int, const HeadBlocks&, int, float, float*);
+void attend_f16(const Query*, int, const HeadBlocks&, int, float, float*);
+void attend_i8(const Query*, int, const HeadBlocks&, int, float, float*);
 Peak peak(const float*, int);
 int first_above(const float*, int, int, float);
 int gather(const float*, int, float, float*);
@@ -33,10 +35,7 @@ const Kernels kKernels = {
     .norm = norm,
     .quantize = quantize,
     .sum_groups = sum_groups,
-    .keep_f32 = keep_f32,
-    .keep_f16 = keep_f16,
-    .attend_f32 = attend_f32,
-    .attend_f16 = attend_f16,
+    .attention = {{keep_f32, attend_f32}, {keep_f16, attend_f16}, {keep_i8, attend_i8}},
     .peak = peak,
     .first_above = first_above,
     .gather = gather,

@@ -93,7 +93,7 @@ Quantized quantized(const float* x, int n) {
   for (int i = 0; i < n; ++i) peak = std::max(peak, std::fabs(x[i]));
   Quantized row = {std::vector<int>(n), peak / 127.0f};
   for (int i = 0; i < n; ++i) {
-    row.values[i] = peak > 0.0f ? static_cast<int>(std::nearbyint(x[i] * (127.0f / peak))) : 0;
+    row.values[i] = peak > 1e-30f ? static_cast<int>(std::nearbyint(x[i] * (127.0f / peak))) : 0;
     row.sum += row.values[i];
   }
   return row;
@@ -122,7 +122,7 @@ struct KernelRows {
 
 void test_quantize(const Kernels& kernels) {
   for (int n = 1; n <= 70; ++n) {
-    for (const float size : {0.0f, 1e-6f, 1.0f, 1e6f}) {
+    for (const float size : {0.0f, 1e-35f, 1e-6f, 1.0f, 1e6f}) {
       Floats x = random_floats(n);
       for (float& value : x) value *= size;
       const Quantized expected = quantized(x.data(), n);
@@ -357,44 +357,51 @@ void test_norm(const Kernels& kernels) {
   }
 }
 
-float rounded(float value, float) { return value; }
-float rounded(float value, uint16_t) { return half_to_float(float_to_half(value)); }
+// What a row of a head is once it is kept, or multiplied.
+void round_row(float* row, int head_dim, KVFormat format, bool is_query) {
+  if (format == KVFormat::kInt8) {
+    const Quantized bytes = quantized(row, head_dim);
+    for (int d = 0; d < head_dim; ++d) row[d] = static_cast<float>(bytes.values[d]) * bytes.scale;
+  } else if (format == KVFormat::kFloat16 && !is_query) {
+    for (int d = 0; d < head_dim; ++d) row[d] = half_to_float(float_to_half(row[d]));
+  }
+}
 
 // Queries of several lengths over the same keys and values, the longest first.
-template <class Element, class Keep, class Attend>
-void test_attend(Keep keep, Attend attend, int head_dim, const std::vector<int>& lengths) {
-  const int width = padded_head_dim(head_dim), longest = lengths[0],
-            num_queries = static_cast<int>(lengths.size());
+void test_attend(const AttentionKernels& kernels, KVFormat format, int head_dim,
+                 const std::vector<int>& lengths) {
+  const int longest = lengths[0], num_queries = static_cast<int>(lengths.size());
   const int num_blocks = round_up(longest, kBlockSize) / kBlockSize;
-  const int64_t stride = static_cast<int64_t>(width) * kBlockSize;
+  const int64_t stride = head_block_bytes(format, head_dim);
   // Not a number where no position is: none of it may count.
-  std::vector<Element> keys(num_blocks * stride), values(num_blocks * stride);
-  std::memset(keys.data(), 0xff, keys.size() * sizeof(Element));
-  std::memset(values.data(), 0xff, values.size() * sizeof(Element));
+  std::vector<uint8_t> keys(num_blocks * stride, 0xff), values = keys;
   std::vector<int32_t> block_table(num_blocks);
   for (int b = 0; b < num_blocks; ++b) block_table[b] = num_blocks - 1 - b;
   Floats key = random_floats(longest * head_dim), value = random_floats(longest * head_dim);
   for (int p = 0; p < longest; ++p) {
     const int64_t block = block_table[p / kBlockSize] * stride;
-    keep(&key[p * head_dim], &value[p * head_dim], head_dim, p % kBlockSize, &keys[block], &values[block]);
+    kernels.keep(&key[p * head_dim], &value[p * head_dim], head_dim, p % kBlockSize, &keys[block],
+                 &values[block]);
   }
-  for (Floats* side : {&key, &value})
-    for (float& number : *side) number = rounded(number, Element());
 
-  const Floats q = random_floats(num_queries * head_dim);
-  Floats together(num_queries * head_dim), alone = together, scores(kMaxQueries * num_blocks * kBlockSize);
-  const HeadBlocks<Element> blocks = {keys.data(), values.data(), stride, block_table.data()};
+  Floats q = random_floats(num_queries * head_dim);
+  Floats together(num_queries * head_dim), alone = together;
+  Floats scratch(kMaxQueries * (num_blocks * kBlockSize + padded_head_dim(head_dim)));
+  const HeadBlocks blocks = {keys.data(), values.data(), stride, block_table.data()};
   const float scale = 0.7f;
   std::vector<Query> queries;
   for (int i = 0; i < num_queries; ++i) {
     queries.push_back({&q[i * head_dim], lengths[i], &alone[i * head_dim]});
-    attend(&queries[i], 1, blocks, head_dim, scale, scores.data());
+    kernels.attend(&queries[i], 1, blocks, head_dim, scale, scratch.data());
     queries[i].out = &together[i * head_dim];
   }
-  attend(queries.data(), num_queries, blocks, head_dim, scale, scores.data());
+  kernels.attend(queries.data(), num_queries, blocks, head_dim, scale, scratch.data());
   require(same_bits(together.data(), alone.data(), num_queries * head_dim),
           "attention: a query alone is another than among %d", num_queries);
 
+  for (int i = 0; i < num_queries; ++i) round_row(&q[i * head_dim], head_dim, format, true);
+  for (int p = 0; p < longest; ++p)
+    for (Floats* side : {&key, &value}) round_row(&(*side)[p * head_dim], head_dim, format, false);
   for (int i = 0; i < num_queries; ++i) {
     std::vector<double> shares(lengths[i]);
     double total = 0;
@@ -404,13 +411,28 @@ void test_attend(Keep keep, Attend attend, int head_dim, const std::vector<int>&
         score += static_cast<double>(q[i * head_dim + d]) * key[p * head_dim + d];
       total += shares[p] = std::exp(scale * score);
     }
+    // Weights of 8 bits are up to half a step off, and a step is at most 1 / 127 of the largest in a block.
+    double half_steps = 0;
+    for (int first = 0; first < lengths[i]; first += kBlockSize) {
+      double largest = 0;
+      const int end = std::min(first + kBlockSize, lengths[i]);
+      for (int p = first; p < end; ++p) {
+        const float* row = &value[p * head_dim];
+        double peak = 0;
+        for (int d = 0; d < head_dim; ++d) peak = std::max(peak, std::fabs(static_cast<double>(row[d])));
+        largest = std::max(largest, shares[p] / total * peak);
+      }
+      half_steps += (end - first) * 0.5 * largest / 127;
+    }
+    const double allowed = format == KVFormat::kInt8 ? half_steps : 0.0;
     for (int d = 0; d < head_dim; ++d) {
       double expected = 0;
       for (int p = 0; p < lengths[i]; ++p) expected += shares[p] / total * value[p * head_dim + d];
       const float found = together[i * head_dim + d];
-      require(close(found, expected, 5),
-              "attention: %d positions, head size %d, %zu bytes: [%d] is %.9g, expected %.9g", lengths[i],
-              head_dim, sizeof(Element), d, found, expected);
+      const double beyond = std::max(0.0, std::fabs(found - expected) - allowed);
+      require(close(beyond, 0, 5),
+              "attention: %d positions, head size %d, format %d: [%d] is %.9g, expected %.9g", lengths[i],
+              head_dim, static_cast<int>(format), d, found, expected);
     }
   }
 }
@@ -421,8 +443,37 @@ void test_attention(const Kernels& kernels) {
       for (const int num_queries : {1, 2, 3, kMaxQueries}) {
         std::vector<int> lengths;
         for (int i = 0; i < num_queries; ++i) lengths.push_back(std::max(1, longest - i * i));
-        test_attend<float>(kernels.keep_f32, kernels.attend_f32, head_dim, lengths);
-        test_attend<uint16_t>(kernels.keep_f16, kernels.attend_f16, head_dim, lengths);
+        for (const KVFormat format : {KVFormat::kFloat32, KVFormat::kFloat16, KVFormat::kInt8})
+          test_attend(kernels.attention[static_cast<int>(format)], format, head_dim, lengths);
+      }
+    }
+  }
+}
+
+// Keys and values with a NaN: what attends to their position is not a number.
+void test_attention_to_nan(const Kernels& kernels) {
+  const int head_dim = 24, length = 20;
+  for (const KVFormat format : {KVFormat::kFloat32, KVFormat::kFloat16, KVFormat::kInt8}) {
+    const AttentionKernels& attention = kernels.attention[static_cast<int>(format)];
+    for (const bool in_key : {true, false}) {
+      const int64_t stride = head_block_bytes(format, head_dim);
+      std::vector<uint8_t> keys(2 * stride), values = keys;
+      for (int p = 0; p < length; ++p) {
+        Floats key = random_floats(head_dim), value = random_floats(head_dim);
+        if (p == 17) (in_key ? key : value)[3] = NAN;
+        const int64_t block = p / kBlockSize * stride;
+        attention.keep(key.data(), value.data(), head_dim, p % kBlockSize, &keys[block], &values[block]);
+      }
+      const int32_t block_table[] = {0, 1};
+      const Floats q = random_floats(head_dim);
+      Floats scratch(kMaxQueries * (2 * kBlockSize + padded_head_dim(head_dim)));
+      for (const int seen : {17, 18, length}) {
+        Floats out(head_dim);
+        const Query query = {q.data(), seen, out.data()};
+        attention.attend(&query, 1, {keys.data(), values.data(), stride, block_table}, head_dim, 1.0f,
+                         scratch.data());
+        require(std::isnan(out[3]) == (seen > 17), "attention to NaN in %s, format %d, %d positions: %g",
+                in_key ? "a key" : "a value", static_cast<int>(format), seen, out[3]);
       }
     }
   }
@@ -536,7 +587,7 @@ constexpr int kNumTokens = 37;
 // Logits of every position [kNumTokens, V], computed `chunk` tokens at a time.
 Floats all_logits(const RandomWeights& weights, const Kernels& kernels, int num_threads, int chunk) {
   Decoder decoder(kSpec, weights.packed, num_threads, kernels);
-  KVCache cache(kSpec, decoder.dtype(), 3);
+  KVCache cache(kSpec, decoder.kv_format(), 3);
   std::vector<int32_t> token_ids, positions, slots, rows;
   const std::vector<int32_t> block_table = {2, 0, 1};
   for (int32_t t = 0; t < kNumTokens; ++t) {
@@ -595,6 +646,7 @@ int main(int num_arguments, char** arguments) {
     test_matmul(*kernels);
     test_norm(*kernels);
     test_attention(*kernels);
+    test_attention_to_nan(*kernels);
     test_logits(*kernels);
     test_decoder(*kernels);
     std::printf("%-12s %s\n", kernels->isa, num_failures == failures_before ? "ok" : "FAILED");

@@ -120,8 +120,11 @@ def kv_block_bytes(spec: DecoderSpec, dtype: str) -> int:
         head_dim = spec.head_dim
     else:
         head_dim = compiled.padded_head_dim(spec.head_dim)
-    element_bytes = 4 if dtype == "float32" else 2
-    return 2 * spec.num_layers * spec.num_kv_heads * BLOCK_SIZE * head_dim * element_bytes
+    if dtype in ("int8", "int4"):
+        head_bytes = head_dim + 4  # with the scale
+    else:
+        head_bytes = head_dim * (4 if dtype == "float32" else 2)
+    return 2 * spec.num_layers * spec.num_kv_heads * BLOCK_SIZE * head_bytes
 
 
 def create_decoder(

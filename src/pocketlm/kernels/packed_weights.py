@@ -8,9 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-# Of the arrays' layout, of how weights become them and of what dtype=auto takes. Raised with every change
-# of these: what lies packed on a disk under another number is packed again.
-PACKING_VERSION = 4
+# Of the arrays' layout and how weights become them, of what dtype=auto takes, and of what a decoder makes of
+# them (known answers lie beside them). Raised with every change of these: what lies packed on a disk under
+# another number is packed again.
+PACKING_VERSION = 5
 
 
 @dataclass(frozen=True)

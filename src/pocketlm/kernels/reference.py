@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -27,24 +26,12 @@ from pocketlm.kernels.inputs import (
     SamplingOutputs,
 )
 from pocketlm.kernels.int4 import GROUP_SIZE
+from pocketlm.kernels.quantize import quantize
+from pocketlm.kernels.reference_kv_cache import FloatKVCache, Int8KVCache, KVCache
 from pocketlm.kernels.reference_sampler import report, sample
 from pocketlm.kernels.spec import DecoderSpec
 
 Array = NDArray[Any]
-
-
-@dataclass
-class KVCache:
-    keys: Array  # [L, num_blocks, BLOCK_SIZE, G, D] float32, or float16 beside weights that are not
-    values: Array  # the same
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self.keys.shape[1])
-
-    @property
-    def num_bytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
 
 
 class Decoder:
@@ -73,10 +60,11 @@ class Decoder:
         return sum(linear.num_bytes for linear in self.linears.values())
 
     def new_kv_cache(self, num_blocks: int) -> KVCache:
-        spec = self.spec
-        shape = (spec.num_layers, num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-        dtype = self.float_type if self.dtype == "float32" else np.float16
-        return KVCache(np.zeros(shape, dtype), np.zeros(shape, dtype))
+        if self.dtype in ("int8", "int4"):
+            return Int8KVCache.empty(self.spec, num_blocks)
+        return FloatKVCache.empty(
+            self.spec, num_blocks, self.float_type if self.dtype == "float32" else np.float16
+        )
 
     def forward(self, inputs: ForwardInputs, kv_cache: KVCache) -> Float32Array:
         """Logits of the rows asked for [R, V]; the keys and values of all T tokens go into the cache."""
@@ -130,7 +118,7 @@ class Decoder:
     def _attention(
         self, layer: int, x: Float32Array, inputs: ForwardInputs, kv_cache: KVCache
     ) -> Float32Array:
-        """Causal attention (Vaswani et al. 2017) over paged keys and values, G heads shared by H."""
+        """Causal attention over paged keys and values, G heads shared by H."""
         spec = self.spec
         num_tokens, num_heads, num_kv_heads, head_dim = (
             len(x),
@@ -144,22 +132,17 @@ class Decoder:
             queries = rotate(queries, inputs.positions, spec.rotary_frequencies)
             keys = rotate(keys, inputs.positions, spec.rotary_frequencies)
         slots = (layer, inputs.slot_mapping // BLOCK_SIZE, inputs.slot_mapping % BLOCK_SIZE)
-        kv_cache.keys[slots] = keys
-        kv_cache.values[slots] = values
+        kv_cache.keep(slots, keys, values)
 
         attended = np.empty((num_tokens, num_heads, head_dim), x.dtype)
+        scale = spec.attention_scales[layer]
         sequence_of = np.repeat(np.arange(len(inputs.context_lens)), np.diff(inputs.query_starts))
         for t in range(num_tokens):
-            length = inputs.positions[t] + 1
+            length = int(inputs.positions[t]) + 1
             blocks = inputs.block_tables[sequence_of[t], : -(-length // BLOCK_SIZE)]
-            k = kv_cache.keys[layer, blocks].reshape(-1, num_kv_heads, head_dim)[:length]
-            v = kv_cache.values[layer, blocks].reshape(-1, num_kv_heads, head_dim)[:length]
             q = queries[t].reshape(num_kv_heads, -1, head_dim)  # [G, H / G, D]
-            scores = np.einsum("ghd,pgd->ghp", q, k.astype(x.dtype))
-            scores *= np.float32(spec.attention_scales[layer])
-            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            mixed = np.einsum("ghp,pgd->ghd", scores, v.astype(x.dtype))
-            attended[t] = (mixed / scores.sum(axis=-1, keepdims=True)).reshape(num_heads, head_dim)
+            mixed = kv_cache.attend(layer, blocks, length, q, scale)
+            attended[t] = mixed.reshape(num_heads, head_dim)
         return self.linears[f"layers.{layer}.attention_out"](attended.reshape(num_tokens, -1))
 
 
@@ -188,7 +171,7 @@ class LinearInt8:
     """
 
     def __init__(self, weight: Array, bias: Array | None) -> None:
-        columns, self.scales = quantize_rows(weight.astype(np.float32).T)
+        columns, self.scales = quantize(weight.astype(np.float32).T)
         self.weight = columns.T.astype(np.float64)  # [K, N]
         self.bias = np.float32(0) if bias is None else bias.astype(np.float32)
 
@@ -197,7 +180,7 @@ class LinearInt8:
         return self.weight.nbytes
 
     def __call__(self, x: Float32Array) -> Float32Array:
-        quantized, scales = quantize_rows(x)
+        quantized, scales = quantize(x)
         sums = (quantized.astype(np.float64) @ self.weight).astype(np.float32)  # [T, N]
         return sums * (scales[:, None] * self.scales) + self.bias
 
@@ -220,7 +203,7 @@ class LinearInt4:
         return self.weight.nbytes + self.group_scales.nbytes
 
     def __call__(self, x: Float32Array) -> Float32Array:
-        quantized, scales = quantize_rows(x)
+        quantized, scales = quantize(x)
         padded = np.zeros((len(x), len(self.weight) * GROUP_SIZE))
         padded[:, : self.num_inputs] = quantized
         out = np.zeros((len(x), self.weight.shape[2]), np.float32)  # [T, N]
@@ -228,18 +211,6 @@ class LinearInt4:
             sums = padded[:, i * GROUP_SIZE : (i + 1) * GROUP_SIZE] @ numbers
             out += group_scales * sums.astype(np.float32)
         return out * (scales[:, None] * self.scales) + self.bias
-
-
-def quantize_rows(x: Float32Array) -> tuple[NDArray[np.int8], Float32Array]:
-    """Symmetric 8-bit numbers [T, K] and one scale a row [T], so that x is about numbers * scale.
-
-    A row that holds a NaN or an infinity has a scale of NaN: what follows from it is not finite either.
-    """
-    largest = np.abs(x).max(axis=1)
-    finite = np.isfinite(largest)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=finite & (largest > 0))
-    quantized = np.rint(np.where(finite[:, None], x, 0) * inverse[:, None]).astype(np.int8)
-    return quantized, np.where(finite, largest / np.float32(127), np.float32(np.nan))
 
 
 def to_bfloat16(x: Array) -> Float32Array:
