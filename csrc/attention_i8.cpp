@@ -186,29 +186,39 @@ void attend_i8(const Query* queries, int num_queries, const HeadBlocks& head, in
   attend<Int8Pass, kTallest>(queries, num_queries, head, head_dim, scale, scratch);
 }
 
-// Calls put(d, bytes) for each kLanes numbers of x, as they are stored; their scale.
+// The low byte of each number to byte `which` of its four. The other three stay as they are, and unread: a
+// page that is read before it is written has to be replaced.
+static void store_each_fourth(uint8_t* place, int which, i32x numbers) {
+#if defined(__AVX512VNNI__)
+  const __m512i bytes = reinterpret_cast<__m512i>(numbers << (8 * which));
+  _mm512_mask_storeu_epi8(place, 0x1111111111111111 << which, bytes);
+#else
+  for (int i = 0; i < kLanes; ++i) place[4 * i + which] = static_cast<uint8_t>(numbers[i]);
+#endif
+}
+
+// Calls put(d, numbers) for each kLanes numbers of x, 128 added as they are stored; their scale.
 template <class Put>
 static float keep_row(const float* x, int head_dim, const Put& put) {
   const Rounding rounding = rounding_of(x, head_dim);
   for (int d = 0; d < head_dim; d += kLanes) {
     const int left = head_dim - d;
     const f32x entries = left < kLanes ? load_some(x + d, left, 0.0f) : load(x + d);
-    const i32x rounded = rounding.inverse > 0.0f ? round_to_int(entries * rounding.inverse) : i32x{};
-    uint8_t bytes[kLanes];
-    const i8x numbers = __builtin_convertvector(rounded + 128, i8x);
-    std::memcpy(bytes, &numbers, sizeof numbers);
-    put(d, bytes);
+    put(d, (rounding.inverse > 0.0f ? round_to_int(entries * rounding.inverse) : i32x{}) + 128);
   }
   return rounding.scale;
 }
 
 void keep_i8(const float* key, const float* value, int head_dim, int row, uint8_t* keys, uint8_t* values) {
   const int width = padded_head_dim(head_dim), scales = kBlockSize * width + 4 * row;
-  const float key_scale = keep_row(key, head_dim, [&](int d, const uint8_t* bytes) {
-    for (int i = 0; i < kLanes; i += 4) std::memcpy(keys + (d + i) * kBlockSize + row * 4, bytes + i, 4);
+  const float key_scale = keep_row(key, head_dim, [&](int d, i32x numbers) {
+    const i8x bytes = __builtin_convertvector(numbers, i8x);
+    int32_t fours[kLanes / 4];
+    std::memcpy(fours, &bytes, sizeof bytes);
+    for (int i = 0; i < kLanes; i += 4) std::memcpy(keys + (d + i) * kBlockSize + row * 4, fours + i / 4, 4);
   });
-  const float value_scale = keep_row(value, head_dim, [&](int d, const uint8_t* bytes) {
-    for (int i = 0; i < kLanes; ++i) values[(row / 4 * width + d + i) * 4 + row % 4] = bytes[i];
+  const float value_scale = keep_row(value, head_dim, [&](int d, i32x numbers) {
+    store_each_fourth(values + (row / 4 * width + d) * 4, row % 4, numbers);
   });
   std::memcpy(keys + scales, &key_scale, 4);
   std::memcpy(values + scales, &value_scale, 4);

@@ -7,8 +7,8 @@
 // chains run side by side and nothing in any of them. bfloat16 weights are exact in float32: the products
 // of a checkpoint that is stored so are those of float32.
 // Cost: 4 K or 2 K bytes of weights per column, read once for every kRows rows, from cache after the first.
+#include "finish.h"
 #include "prefetch.h"
-#include "simd.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
@@ -53,8 +53,9 @@ static void tile(const typename Format::Weight* panel, int k, const float* x, in
       for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(activation, weights[v], sums[r][v]);
     }
   }
-  for (int r = 0; r < kNumRows; ++r)
-    for (int v = 0; v < kVectors; ++v) finish(sums[r][v], out, row + r, column + Format::column(first, v));
+  finish<kNumRows, kVectors>(
+      out, row, [&](int v) { return column + Format::column(first, v); },
+      [&](int r, int v) { return sums[r][v]; });
 }
 
 template <class Format>

@@ -7,8 +7,8 @@
 // multiply-adds, in the order of k, whatever the number of rows.
 // Cost: 0.5625 K bytes of weights per column, read once and unpacked again for every kRows rows.
 #include "dot_i8.h"
+#include "finish.h"
 #include "prefetch.h"
-#include "simd.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
@@ -71,13 +71,10 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
       }
     }
   }
-  for (int r = 0; r < kNumRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int lane = first + v * kLanes;
-      finish(sums[r][v] * (x.scales[row + r] * load(column_scales + column + lane)), out, row + r,
-             column + lane);
-    }
-  }
+  const auto column_of = [&](int v) { return column + first + v * kLanes; };
+  finish<kNumRows, kVectors>(out, row, column_of, [&](int r, int v) {
+    return sums[r][v] * (x.scales[row + r] * load(column_scales + column_of(v)));
+  });
 }
 
 template <int kNumRows>

@@ -6,6 +6,7 @@
 // 128 times the sum of the row, known beforehand. The sums are integers, so their order does not matter.
 // Cost: K bytes of weights per column, read once for every kRows rows.
 #include "dot_i8.h"
+#include "finish.h"
 #include "prefetch.h"
 #include "quantize.h"
 
@@ -38,14 +39,11 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
       for (int v = 0; v < kVectors; ++v) sums[r][v] = add_products(sums[r][v], weights[v], activations);
     }
   }
-  for (int r = 0; r < kNumRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int lane = first + v * kLanes;
-      const i32x exact = total(sums[r][v]) - kExcess * x.sums[row + r];
-      const f32x scale = x.scales[row + r] * load(column_scales + column + lane);
-      finish(__builtin_convertvector(exact, f32x) * scale, out, row + r, column + lane);
-    }
-  }
+  const auto column_of = [&](int v) { return column + first + v * kLanes; };
+  finish<kNumRows, kVectors>(out, row, column_of, [&](int r, int v) {
+    const i32x exact = total(sums[r][v]) - kExcess * x.sums[row + r];
+    return __builtin_convertvector(exact, f32x) * (x.scales[row + r] * load(column_scales + column_of(v)));
+  });
 }
 
 // A single tile that is low is wide, so that few passes read the weights in the order of memory.
