@@ -174,6 +174,7 @@ def test_the_commands_of_the_page_make_a_model(commands: list[str], tmp_path: Pa
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",  # two wait for each other all the time where another process has a core
     }
     printed = []
     for command in commands:
