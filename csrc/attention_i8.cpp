@@ -187,7 +187,7 @@ void attend_i8(const Query* queries, int num_queries, const HeadBlocks& head, in
 }
 
 // The low byte of each number to byte `which` of its four. The other three stay as they are, and unread: a
-// page that is read before it is written has to be replaced.
+// new page that is read before it is written faults twice, and the second time interrupts every core.
 static void store_each_fourth(uint8_t* place, int which, i32x numbers) {
 #if defined(__AVX512VNNI__)
   const __m512i bytes = reinterpret_cast<__m512i>(numbers << (8 * which));
