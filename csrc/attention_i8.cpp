@@ -24,12 +24,6 @@ constexpr int kSums = kRegisters / 2 * sizeof(i32x) / sizeof(Sums);  // that fit
 constexpr int kTallest = kSums < kVectorsPerBlock ? 1 : smaller(kMaxQueries, kSums / kVectorsPerBlock);
 constexpr int kScale = kBlockSize / 4;  // place of a block's scale behind its 8-bit weights, in floats
 
-static int32_t four_of(const int8_t* p) {
-  int32_t four;
-  std::memcpy(&four, p, 4);
-  return four;
-}
-
 // The block's 16 scales lie behind its numbers.
 static void load_scales(const uint8_t* block, int head_dim, f32x* scales) {
   std::memcpy(scales, block + kBlockSize * padded_head_dim(head_dim), kBlockSize * sizeof(float));
@@ -56,7 +50,7 @@ static void score(const QuantizedRows& queries, const HeadBlocks& head, int bloc
         key[b][v] = load_weights(keys[b] + d * kBlockSize + v * kLanes * 4);
     }
     for (int i = 0; i < kQueries; ++i) {
-      const Activations query = spread(four_of(queries.values + i * queries.stride + d));
+      const Activations query = load_activations(queries.values + i * queries.stride + d);
       for (int b = 0; b < kBlocks; ++b)
         for (int v = 0; v < kVectorsPerBlock; ++v)
           sums[i][b][v] = add_products(sums[i][b][v], key[b][v], query);
@@ -129,7 +123,7 @@ static void mix(const Query* queries, const HeadBlocks& head, int num_blocks, in
       }
       for (int i = 0; i < kQueries; ++i) {
         const int8_t* numbers = reinterpret_cast<const int8_t*>(weights + i * kBlockSize);
-        const Activations weight = spread(four_of(numbers + p));
+        const Activations weight = load_activations(numbers + p);
         for (int v = 0; v < kVectors; ++v) products[i][v] = add_products(products[i][v], value[v], weight);
       }
     }

@@ -135,4 +135,10 @@ static inline Sums add_products(Sums sums, Weights weights, Activations activati
 static inline i32x total(Sums sums) { return sums; }
 #endif
 
+static inline Activations load_activations(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return spread(four);
+}
+
 }  // namespace pocketlm::POCKETLM_ISA

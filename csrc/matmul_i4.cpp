@@ -32,12 +32,6 @@ static inline Weights weights_of(u8x numbers) {
   return load_weights(reinterpret_cast<const uint8_t*>(&numbers));
 }
 
-static inline Activations four_of(const int8_t* x) {
-  int32_t four;
-  std::memcpy(&four, x, 4);
-  return spread(four);
-}
-
 template <int kNumRows, int kVectors>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
                  int column, int first, const Output& out) {
@@ -57,8 +51,8 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
                       high = weights_of((both >> 4) + kToUnpacked);
         for (int r = 0; r < kNumRows; ++r) {
           const int8_t* eight = values + r * x.stride + i + j;
-          products[r][v] = add_products(products[r][v], low, four_of(eight));
-          products[r][v] = add_products(products[r][v], high, four_of(eight + 4));
+          products[r][v] = add_products(products[r][v], low, load_activations(eight));
+          products[r][v] = add_products(products[r][v], high, load_activations(eight + 4));
         }
       }
     }

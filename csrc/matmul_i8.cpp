@@ -33,9 +33,7 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
     for (int v = 0; v < kVectors; ++v)
       weights[v] = load_weights(panel + (i * kPanelColumns + (first + v * kLanes) * 4));
     for (int r = 0; r < kNumRows; ++r) {
-      int32_t four;
-      std::memcpy(&four, values + r * x.stride + i, 4);
-      const Activations activations = spread(four);
+      const Activations activations = load_activations(values + r * x.stride + i);
       for (int v = 0; v < kVectors; ++v) sums[r][v] = add_products(sums[r][v], weights[v], activations);
     }
   }
