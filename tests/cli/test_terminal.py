@@ -84,7 +84,10 @@ def test_the_help_of_a_command_names_every_flag_in_a_narrow_terminal(name: str) 
 
 # Of each command that may take long: arguments, and what it shows when it is at work.
 LONG = {
-    "generate": ([PROMPT, "--max-tokens", "500", "--num-return-sequences", "16"], rf"{PROMPT} \w+"),
+    "generate": (
+        [PROMPT, "--max-tokens", "500", "--num-return-sequences", "64", "--seed", "1"],
+        rf"{PROMPT}\s+\w+",
+    ),
     "compare": (["shape:gpt2", "shape:gpt2", "shape:gpt2"], "shape:gpt2"),
     "bench": (["--concurrency", "1", "--requests", "100000"], "1 client"),
 }
