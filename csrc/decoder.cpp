@@ -189,41 +189,42 @@ void Decoder::plan_attention(const Batch& batch) {
   }
 }
 
-// Keys and values of a task's tokens and heads go into the cache; keys and queries turn before.
-void Decoder::keep(const Batch& batch, const AttentionTask& task, int layer, KVCache& cache) {
+// Keys and values of a task's tokens and one head go into the cache; keys and queries turn before.
+void Decoder::keep(const Batch& batch, const AttentionTask& task, int head, int layer, KVCache& cache) {
   const int head_dim = spec_.head_dim, heads_per_kv_head = spec_.num_heads / spec_.num_kv_heads;
   for (int t = task.first_token; t < task.first_token + task.num_tokens; ++t) {
     float* token = qkv_.data() + static_cast<int64_t>(t) * spec_.qkv_size();
-    const int64_t block = batch.slot_mapping[t] / kBlockSize;
-    const int row = batch.slot_mapping[t] % kBlockSize;
-    for (int g = task.first_head; g < task.first_head + task.num_heads; ++g) {
-      float* key = token + static_cast<int64_t>(spec_.num_heads + g) * head_dim;
-      const float* value = key + static_cast<int64_t>(spec_.num_kv_heads) * head_dim;
-      if (!spec_.rotary_frequencies.empty()) {
-        rotate(token + static_cast<int64_t>(g) * heads_per_kv_head * head_dim, heads_per_kv_head, t);
-        rotate(key, 1, t);
-      }
-      const int64_t place = cache.start_of(layer, g) + block * cache.block_stride_;
-      attention_.keep(key, value, head_dim, row, cache.keys_.data() + place, cache.values_.data() + place);
+    float* key = token + static_cast<int64_t>(spec_.num_heads + head) * head_dim;
+    const float* value = key + static_cast<int64_t>(spec_.num_kv_heads) * head_dim;
+    if (!spec_.rotary_frequencies.empty()) {
+      rotate(token + static_cast<int64_t>(head) * heads_per_kv_head * head_dim, heads_per_kv_head, t);
+      rotate(key, 1, t);
     }
+    const int64_t block = batch.slot_mapping[t] / kBlockSize;
+    const int64_t place = cache.start_of(layer, head) + block * cache.block_stride_;
+    attention_.keep(key, value, head_dim, batch.slot_mapping[t] % kBlockSize, cache.keys_.data() + place,
+                    cache.values_.data() + place);
   }
 }
 
-// A task whose tokens no other task attends to keeps its own keys and values, while they are in this
-// thread's cache. The others keep theirs before any of them attends.
+// A task whose tokens no other task attends to keeps the keys and values of a head right before it attends:
+// the head before has asked for their place. The others keep theirs before any of them attends.
 void Decoder::attend(const Batch& batch, int layer, KVCache& cache) {
   const int head_dim = spec_.head_dim, num_heads = spec_.num_heads;
   const int heads_per_kv_head = num_heads / spec_.num_kv_heads;
   const float scale = spec_.attention_scales[layer];
-  pool_.run(static_cast<int>(shared_tasks_.size()),
-            [&](int index, int) { keep(batch, shared_tasks_[index], layer, cache); });
+  pool_.run(static_cast<int>(shared_tasks_.size()), [&](int index, int) {
+    const AttentionTask& task = shared_tasks_[index];
+    for (int g = task.first_head; g < task.first_head + task.num_heads; ++g)
+      keep(batch, task, g, layer, cache);
+  });
   pool_.run(static_cast<int>(attention_tasks_.size()), [&](int index, int thread) {
     const AttentionTask& task = attention_tasks_[index];
-    if (task.alone) keep(batch, task, layer, cache);
     const int32_t* block_table = batch.block_tables + static_cast<int64_t>(task.sequence) * batch.max_blocks;
     Query* queries = scratch_[thread].queries.data();
     float* scratch = scratch_[thread].attention.data();
     for (int g = task.first_head; g < task.first_head + task.num_heads; ++g) {
+      if (task.alone) keep(batch, task, g, layer, cache);
       int num_queries = 0;
       for (int64_t t = task.first_token; t < task.first_token + task.num_tokens; ++t)
         for (int h = g * heads_per_kv_head; h < (g + 1) * heads_per_kv_head; ++h)

@@ -113,7 +113,7 @@ class Decoder {
   void linear(const Matrix& matrix, const Rows& x, int num_rows, float* out,
               Activation activation = Activation::kNone, Combine combine = Combine::kStore);
   void plan_attention(const Batch& batch);
-  void keep(const Batch& batch, const AttentionTask& task, int layer, KVCache& cache);
+  void keep(const Batch& batch, const AttentionTask& task, int head, int layer, KVCache& cache);
   void attend(const Batch& batch, int layer, KVCache& cache);
   void widen(const LayerWeights& layer, const Rows& normed, int num_rows, float* hidden);
   void rotate(float* heads, int num_heads, int token) const;

@@ -36,9 +36,9 @@ class TokenLogprobs:
     ranks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, and that would cost three times as much
 class StepOutput:
-    """What one engine step did for one sequence.
+    """What one engine step did for one sequence. Nobody changes it.
 
     `token_id` is None where the sequence ended without a token (max_tokens=0, abort, error).
     """

@@ -6,9 +6,11 @@ import numpy as np
 from fake_decoder import FakeDecoder, expected_prompt_logprobs
 from numpy.testing import assert_array_equal
 
+from pocketlm.engine import runner as runner_module
 from pocketlm.engine.batch import ComputedSequence, ScheduledSequence
-from pocketlm.engine.runner import Runner, forward_inputs, sampling_inputs
+from pocketlm.engine.runner import ParameterColumns, Runner, forward_inputs
 from pocketlm.engine.sequence import Sequence
+from pocketlm.kernels.inputs import Float32Array, SamplingInputs, SamplingOutputs
 from pocketlm.outputs import TokenLogprobs
 from pocketlm.sampling import MAX_SEED, SamplingParams
 
@@ -41,6 +43,10 @@ def scheduled(
     seq.num_computed_tokens = num_computed
     seq.block_table = block_table
     return ScheduledSequence(seq, num_scheduled)
+
+
+def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
+    return runner_module.sampling_inputs(sequences, ParameterColumns.of([seq.params for seq in sequences]))
 
 
 def test_forward_inputs_of_a_whole_prompt_a_chunk_and_a_decode_step() -> None:
@@ -96,6 +102,21 @@ def test_sampling_inputs_carry_every_parameter() -> None:
         floats = ("temperature", "top_p", "min_p", "bias_values")
         dtype = np.float32 if name in floats or "penalty" in name else np.int32
         assert array.dtype == (np.uint64 if name == "seed" else dtype), name
+
+
+def test_what_the_parameters_say_follows_the_sequences_from_step_to_step() -> None:
+    class Recorder(FakeDecoder):
+        def sample(self, logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
+            temperatures.append(inputs.temperature.tolist())
+            return super().sample(logits, inputs)
+
+    temperatures: list[list[float]] = []
+    decoder = Recorder()
+    runner = Runner(decoder, decoder.new_kv_cache(4))
+    cold, warm = (make_sequence(3, SamplingParams(temperature=t)) for t in (0.0, 0.5))
+    for sequences in ([cold], [cold], [warm], [warm, cold], [cold, warm], [cold]):
+        runner.run([scheduled(seq, 2, 1, [block]) for block, seq in enumerate(sequences, 1)])
+    assert temperatures == [[0.0], [0.0], [0.5], [0.5, 0.0], [0.0, 0.5], [0.0]]
 
 
 def test_a_draft_is_computed_after_the_pending_token_and_drawn_from_at_each_row() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,16 +28,22 @@ class Runner:
     def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
+        # Mostly the same sequences draw in step after step: their parameters as they were last.
+        self._params: list[SamplingParams] = []
+        self._columns = ParameterColumns.of([])
 
     def run(self, batch: Batch) -> list[ComputedSequence]:
         """Compute the scheduled tokens, and draw the next one of each sequence that reached its end."""
         logits = self._decoder.forward(forward_inputs(batch), self._kv_cache)  # [R, V]
-        num_drawn = sum(item.num_draws for item in batch)
-        drawn = iter(self._draw(batch, logits[:num_drawn]))
+        num_draws = [item.num_draws for item in batch]
+        num_drawn = sum(num_draws)
+        drawn = iter(self._draw(batch, num_draws, logits[:num_drawn]))
         computed = []
-        for item in batch:
-            first, *others = islice(drawn, item.num_draws) if item.draws else [ComputedSequence()]
-            computed.append(first._replace(after_draft=tuple(others)) if others else first)
+        for num in num_draws:
+            first = next(drawn) if num else ComputedSequence()
+            if num > 1:
+                first = first._replace(after_draft=tuple(islice(drawn, num - 1)))
+            computed.append(first)
         if len(logits) == num_drawn:
             return computed
         reported = self._report(batch, logits[num_drawn:])
@@ -47,16 +54,19 @@ class Runner:
             for one, prompt_logprobs in zip(computed, reported, strict=True)
         ]
 
-    def _draw(self, batch: Batch, logits: Float32Array) -> list[ComputedSequence]:
+    def _draw(self, batch: Batch, num_draws: list[int], logits: Float32Array) -> list[ComputedSequence]:
         """The next token of each sequence that draws, and that after each token of its draft."""
         sequences = [
             item.seq.supposing(item.draft_token_ids[:length]) if length else item.seq
-            for item in batch
-            for length in range(item.num_draws)
+            for item, num in zip(batch, num_draws, strict=True)
+            for length in range(num)
         ]
         if not sequences:
             return []
-        outputs = self._decoder.sample(logits, sampling_inputs(sequences))
+        params = [seq.params for seq in sequences]
+        if params != self._params:
+            self._params, self._columns = params, ParameterColumns.of(params)
+        outputs = self._decoder.sample(logits, sampling_inputs(sequences, self._columns))
         drawn = []
         for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
             if token_id < 0:
@@ -127,20 +137,45 @@ def logit_rows(batch: Batch, query_starts: Int32Array) -> Int32Array:
     return np.concatenate([drawing, prompts])
 
 
-def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
-    """How to draw the next token of each of R sequences."""
-    params = [seq.params for seq in sequences]
+class ParameterColumns(NamedTuple):
+    """What of SamplingInputs the parameters of R sequences say, whatever their tokens are."""
+
+    temperature: Float32Array
+    top_k: Int32Array
+    top_p: Float32Array
+    min_p: Float32Array
+    repetition_penalty: Float32Array
+    presence_penalty: Float32Array
+    frequency_penalty: Float32Array
+    bias_ids: Int32Array
+    bias_values: Float32Array
+    bias_starts: Int32Array
+    num_logprobs: Int32Array
+
+    @classmethod
+    def of(cls, params: list[SamplingParams]) -> ParameterColumns:
+        return cls(
+            temperature=_float32(p.temperature for p in params),
+            top_k=_int32(p.top_k for p in params),
+            top_p=_float32(p.top_p for p in params),
+            min_p=_float32(p.min_p for p in params),
+            repetition_penalty=_float32(p.repetition_penalty for p in params),
+            presence_penalty=_float32(p.presence_penalty for p in params),
+            frequency_penalty=_float32(p.frequency_penalty for p in params),
+            bias_ids=_int32(token_id for p in params for token_id in p.logit_bias),
+            bias_values=_float32(bias for p in params for bias in p.logit_bias.values()),
+            bias_starts=_starts(len(p.logit_bias) for p in params),
+            num_logprobs=_int32(-1 if p.logprobs is None else p.logprobs for p in params),
+        )
+
+
+def sampling_inputs(sequences: list[Sequence], columns: ParameterColumns) -> SamplingInputs:
+    """How to draw the next token of each of R sequences, whose parameters `columns` has."""
     # Copying a history costs its length at every step, so only those who need it pay.
     histories = [seq.token_ids if _uses_history(seq.params) else [] for seq in sequences]
     banned_ids = [seq.banned_ids for seq in sequences]
     return SamplingInputs(
-        temperature=_float32(p.temperature for p in params),
-        top_k=_int32(p.top_k for p in params),
-        top_p=_float32(p.top_p for p in params),
-        min_p=_float32(p.min_p for p in params),
-        repetition_penalty=_float32(p.repetition_penalty for p in params),
-        presence_penalty=_float32(p.presence_penalty for p in params),
-        frequency_penalty=_float32(p.frequency_penalty for p in params),
+        **columns._asdict(),
         seed=np.array([seq.seed for seq in sequences], np.uint64),
         position=_int32(seq.num_tokens for seq in sequences),
         history=_int32(token_id for history in histories for token_id in history),
@@ -148,12 +183,8 @@ def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
         num_prompt_tokens=_int32(
             seq.num_prompt_tokens if history else 0 for seq, history in zip(sequences, histories, strict=True)
         ),
-        bias_ids=_int32(token_id for p in params for token_id in p.logit_bias),
-        bias_values=_float32(bias for p in params for bias in p.logit_bias.values()),
-        bias_starts=_starts(len(p.logit_bias) for p in params),
         banned_ids=_int32(token_id for ids in banned_ids for token_id in ids),
         banned_starts=_starts(map(len, banned_ids)),
-        num_logprobs=_int32(-1 if p.logprobs is None else p.logprobs for p in params),
     )
 
 
