@@ -8,7 +8,7 @@ from numpy.testing import assert_array_equal
 
 from pocketlm.engine import runner as runner_module
 from pocketlm.engine.batch import ComputedSequence, ScheduledSequence
-from pocketlm.engine.runner import ParameterColumns, Runner, forward_inputs
+from pocketlm.engine.runner import Runner, forward_inputs, parameter_columns
 from pocketlm.engine.sequence import Sequence
 from pocketlm.kernels.inputs import Float32Array, SamplingInputs, SamplingOutputs
 from pocketlm.outputs import TokenLogprobs
@@ -46,7 +46,7 @@ def scheduled(
 
 
 def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
-    return runner_module.sampling_inputs(sequences, ParameterColumns.of([seq.params for seq in sequences]))
+    return runner_module.sampling_inputs(sequences, parameter_columns([seq.params for seq in sequences]))
 
 
 def test_forward_inputs_of_a_whole_prompt_a_chunk_and_a_decode_step() -> None:
@@ -104,19 +104,30 @@ def test_sampling_inputs_carry_every_parameter() -> None:
         assert array.dtype == (np.uint64 if name == "seed" else dtype), name
 
 
-def test_what_the_parameters_say_follows_the_sequences_from_step_to_step() -> None:
-    class Recorder(FakeDecoder):
-        def sample(self, logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
-            temperatures.append(inputs.temperature.tolist())
-            return super().sample(logits, inputs)
+class Recorder(FakeDecoder):
+    def sample(self, logits: Float32Array, inputs: SamplingInputs) -> SamplingOutputs:
+        self.sampled = inputs
+        return super().sample(logits, inputs)
 
-    temperatures: list[list[float]] = []
+
+def test_what_the_parameters_say_follows_the_sequences_from_step_to_step() -> None:
     decoder = Recorder()
     runner = Runner(decoder, decoder.new_kv_cache(4))
     cold, warm = (make_sequence(3, SamplingParams(temperature=t)) for t in (0.0, 0.5))
     for sequences in ([cold], [cold], [warm], [warm, cold], [cold, warm], [cold]):
         runner.run([scheduled(seq, 2, 1, [block]) for block, seq in enumerate(sequences, 1)])
-    assert temperatures == [[0.0], [0.0], [0.5], [0.5, 0.0], [0.0, 0.5], [0.0]]
+        assert_array_equal(decoder.sampled.temperature, [seq.params.temperature for seq in sequences])
+
+
+def test_a_new_sequence_has_its_parameters_as_they_are_when_it_begins() -> None:
+    decoder = Recorder()
+    runner = Runner(decoder, decoder.new_kv_cache(4))
+    logit_bias = {8: 1.0}
+    params = SamplingParams(logit_bias=logit_bias)
+    for bias in (1.0, 2.0):
+        logit_bias[8] = bias
+        runner.run([scheduled(make_sequence(3, params), 2, 1, [1])])
+        assert_array_equal(decoder.sampled.bias_values, [bias])
 
 
 def test_a_draft_is_computed_after_the_pending_token_and_drawn_from_at_each_row() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, islice, pairwise
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pocketlm.engine.batch import Batch, ComputedSequence
 from pocketlm.engine.sequence import Sequence
@@ -28,9 +29,9 @@ class Runner:
     def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
-        # Mostly the same sequences draw in step after step: their parameters as they were last.
-        self._params: list[SamplingParams] = []
-        self._columns = ParameterColumns.of([])
+        # Mostly the same sequences draw in step after step: those of the last one, and their parameters.
+        self._sequences: list[Sequence] = []
+        self._columns = parameter_columns([])
 
     def run(self, batch: Batch) -> list[ComputedSequence]:
         """Compute the scheduled tokens, and draw the next one of each sequence that reached its end."""
@@ -63,9 +64,9 @@ class Runner:
         ]
         if not sequences:
             return []
-        params = [seq.params for seq in sequences]
-        if params != self._params:
-            self._params, self._columns = params, ParameterColumns.of(params)
+        if sequences != self._sequences:
+            self._sequences = sequences
+            self._columns = parameter_columns([seq.params for seq in sequences])
         outputs = self._decoder.sample(logits, sampling_inputs(sequences, self._columns))
         drawn = []
         for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
@@ -137,45 +138,30 @@ def logit_rows(batch: Batch, query_starts: Int32Array) -> Int32Array:
     return np.concatenate([drawing, prompts])
 
 
-class ParameterColumns(NamedTuple):
-    """What of SamplingInputs the parameters of R sequences say, whatever their tokens are."""
-
-    temperature: Float32Array
-    top_k: Int32Array
-    top_p: Float32Array
-    min_p: Float32Array
-    repetition_penalty: Float32Array
-    presence_penalty: Float32Array
-    frequency_penalty: Float32Array
-    bias_ids: Int32Array
-    bias_values: Float32Array
-    bias_starts: Int32Array
-    num_logprobs: Int32Array
-
-    @classmethod
-    def of(cls, params: list[SamplingParams]) -> ParameterColumns:
-        return cls(
-            temperature=_float32(p.temperature for p in params),
-            top_k=_int32(p.top_k for p in params),
-            top_p=_float32(p.top_p for p in params),
-            min_p=_float32(p.min_p for p in params),
-            repetition_penalty=_float32(p.repetition_penalty for p in params),
-            presence_penalty=_float32(p.presence_penalty for p in params),
-            frequency_penalty=_float32(p.frequency_penalty for p in params),
-            bias_ids=_int32(token_id for p in params for token_id in p.logit_bias),
-            bias_values=_float32(bias for p in params for bias in p.logit_bias.values()),
-            bias_starts=_starts(len(p.logit_bias) for p in params),
-            num_logprobs=_int32(-1 if p.logprobs is None else p.logprobs for p in params),
-        )
+def parameter_columns(params: list[SamplingParams]) -> dict[str, NDArray[Any]]:
+    """Those fields of SamplingInputs that R sequences have from their parameters alone."""
+    return {
+        "temperature": _float32(p.temperature for p in params),
+        "top_k": _int32(p.top_k for p in params),
+        "top_p": _float32(p.top_p for p in params),
+        "min_p": _float32(p.min_p for p in params),
+        "repetition_penalty": _float32(p.repetition_penalty for p in params),
+        "presence_penalty": _float32(p.presence_penalty for p in params),
+        "frequency_penalty": _float32(p.frequency_penalty for p in params),
+        "bias_ids": _int32(token_id for p in params for token_id in p.logit_bias),
+        "bias_values": _float32(bias for p in params for bias in p.logit_bias.values()),
+        "bias_starts": _starts(len(p.logit_bias) for p in params),
+        "num_logprobs": _int32(-1 if p.logprobs is None else p.logprobs for p in params),
+    }
 
 
-def sampling_inputs(sequences: list[Sequence], columns: ParameterColumns) -> SamplingInputs:
-    """How to draw the next token of each of R sequences, whose parameters `columns` has."""
+def sampling_inputs(sequences: list[Sequence], columns: dict[str, NDArray[Any]]) -> SamplingInputs:
+    """How to draw the next token of each of R sequences; `columns` are those of their parameters."""
     # Copying a history costs its length at every step, so only those who need it pay.
     histories = [seq.token_ids if _uses_history(seq.params) else [] for seq in sequences]
     banned_ids = [seq.banned_ids for seq in sequences]
     return SamplingInputs(
-        **columns._asdict(),
+        **columns,
         seed=np.array([seq.seed for seq in sequences], np.uint64),
         position=_int32(seq.num_tokens for seq in sequences),
         history=_int32(token_id for history in histories for token_id in history),
