@@ -61,33 +61,37 @@ void Decoder::forward(const Batch& batch, KVCache& cache, float* logits) {
   embed(batch);
   prepare_rotation(batch);
 
+  const int attended_size = spec_.num_heads * spec_.head_dim;
+  int num_rows = num_tokens;
   float* x = x_.data();
   float* qkv = qkv_.at_least(static_cast<int64_t>(num_tokens) * spec_.qkv_size());
-  const float* attended =
-      attended_.at_least(static_cast<int64_t>(num_tokens) * spec_.num_heads * spec_.head_dim);
-  float* hidden = hidden_.at_least(static_cast<int64_t>(num_tokens) * spec_.intermediate_size);
+  const float* attended = attended_.at_least(static_cast<int64_t>(num_tokens) * attended_size);
   for (int i = 0; i < spec_.num_layers; ++i) {
     const LayerWeights& layer = weights_.layers[i];
     const NormWeights& mlp_norm = layer.mlp_norm.weight ? layer.mlp_norm : layer.attention_norm;
-    const auto expand = [&] {
-      widen(layer, norm_rows(mlp_norm, x, num_tokens, layer.up), num_tokens, hidden);
-    };
-    linear(layer.qkv, norm_rows(layer.attention_norm, x, num_tokens, layer.qkv), num_tokens, qkv);
+    linear(layer.qkv, norm_rows(layer.attention_norm, x, num_rows, layer.qkv), num_rows, qkv);
     attend(batch, i, cache);
+    if (is_last(i)) {  // of the other rows nothing is read any more
+      num_rows = batch.num_logit_rows;
+      x = logit_rows_of(batch, x, spec_.hidden_size, last_x_);
+      attended = logit_rows_of(batch, attended, attended_size, last_attended_);
+    }
+    float* hidden = hidden_.at_least(static_cast<int64_t>(num_rows) * spec_.intermediate_size);
+    const auto expand = [&] { widen(layer, norm_rows(mlp_norm, x, num_rows, layer.up), num_rows, hidden); };
     if (spec_.parallel_residual) expand();  // before x has attention's output
-    linear(layer.attention_out, rows_for(layer.attention_out, attended, num_tokens), num_tokens, x,
+    linear(layer.attention_out, rows_for(layer.attention_out, attended, num_rows), num_rows, x,
            Activation::kNone, Combine::kAdd);
     if (!spec_.parallel_residual) expand();
-    linear(layer.down, rows_for(layer.down, hidden, num_tokens), num_tokens, x, Activation::kNone,
-           Combine::kAdd);
+    linear(layer.down, rows_for(layer.down, hidden, num_rows), num_rows, x, Activation::kNone, Combine::kAdd);
   }
+  linear(weights_.head, norm_rows(weights_.final_norm, x, num_rows, weights_.head), num_rows, logits);
+}
 
-  float* last = qkv_.at_least(static_cast<int64_t>(batch.num_logit_rows) * spec_.hidden_size);
+float* Decoder::logit_rows_of(const Batch& batch, const float* rows, int64_t size, Buffer<float>& copy) {
+  float* copied = copy.at_least(batch.num_logit_rows * size);
   for (int r = 0; r < batch.num_logit_rows; ++r)
-    std::copy_n(x + static_cast<int64_t>(batch.logit_rows[r]) * spec_.hidden_size, spec_.hidden_size,
-                last + static_cast<int64_t>(r) * spec_.hidden_size);
-  linear(weights_.head, norm_rows(weights_.final_norm, last, batch.num_logit_rows, weights_.head),
-         batch.num_logit_rows, logits);
+    std::copy_n(rows + batch.logit_rows[r] * size, size, copied + r * size);
+  return copied;
 }
 
 void Decoder::embed(const Batch& batch) {
@@ -174,6 +178,8 @@ void Decoder::plan_attention(const Batch& batch) {
   const int fair_share = batch.num_tokens * num_heads / (kTasksPerThread * pool_.num_threads());
   attention_tasks_.clear();
   shared_tasks_.clear();
+  has_logits_.assign(batch.num_tokens, false);
+  for (int r = 0; r < batch.num_logit_rows; ++r) has_logits_[batch.logit_rows[r]] = true;
   for (int s = 0; s < batch.num_sequences; ++s) {
     const int start = batch.query_starts[s], end = batch.query_starts[s + 1];
     const int tallest = std::clamp(end - start, 1, kMaxQueries);
@@ -208,7 +214,8 @@ void Decoder::keep(const Batch& batch, const AttentionTask& task, int head, int 
 }
 
 // A task whose tokens no other task attends to keeps the keys and values of a head right before it attends:
-// the head before has asked for their place. The others keep theirs before any of them attends.
+// the head before has asked for their place. The others keep theirs before any of them attends. In the last
+// layer only tokens with logits attend.
 void Decoder::attend(const Batch& batch, int layer, KVCache& cache) {
   const int head_dim = spec_.head_dim, num_heads = spec_.num_heads;
   const int heads_per_kv_head = num_heads / spec_.num_kv_heads;
@@ -226,10 +233,12 @@ void Decoder::attend(const Batch& batch, int layer, KVCache& cache) {
     for (int g = task.first_head; g < task.first_head + task.num_heads; ++g) {
       if (task.alone) keep(batch, task, g, layer, cache);
       int num_queries = 0;
-      for (int64_t t = task.first_token; t < task.first_token + task.num_tokens; ++t)
+      for (int64_t t = task.first_token; t < task.first_token + task.num_tokens; ++t) {
+        if (is_last(layer) && !has_logits_[t]) continue;
         for (int h = g * heads_per_kv_head; h < (g + 1) * heads_per_kv_head; ++h)
           queries[num_queries++] = {qkv_.data() + t * spec_.qkv_size() + h * head_dim, batch.positions[t] + 1,
                                     attended_.data() + (t * num_heads + h) * head_dim};
+      }
       const int64_t start = cache.start_of(layer, g);
       const HeadBlocks blocks = {cache.keys_.data() + start, cache.values_.data() + start,
                                  cache.block_stride_, block_table};

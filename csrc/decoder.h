@@ -117,6 +117,9 @@ class Decoder {
   void attend(const Batch& batch, int layer, KVCache& cache);
   void widen(const LayerWeights& layer, const Rows& normed, int num_rows, float* hidden);
   void rotate(float* heads, int num_heads, int token) const;
+  bool is_last(int layer) const { return layer == spec_.num_layers - 1; }
+  // [rows, size] to [num_logit_rows, size]
+  float* logit_rows_of(const Batch& batch, const float* rows, int64_t size, Buffer<float>& copy);
 
   // Calls work(row, thread) for each row, on all threads.
   template <class Work>
@@ -155,7 +158,9 @@ class Decoder {
   std::vector<Scratch> scratch_;
   std::vector<AttentionTask> attention_tasks_;          // of this batch, the same in every layer
   std::vector<AttentionTask> shared_tasks_;             // those that are not alone
+  std::vector<bool> has_logits_;                        // [T]
   Buffer<float> x_, normed_, qkv_, attended_, hidden_;  // [T, E], [T, E], [T, qkv], [T, H * D], [T, I]
+  Buffer<float> last_x_, last_attended_;                // the rows of x_ and attended_ that have logits
   Buffer<float> cos_, sin_;                             // [T, rotary dimensions / 2]
   Buffer<int8_t> quantized_;
   Buffer<float> quantized_scales_;

@@ -272,3 +272,23 @@ def test_rows_do_not_depend_on_batch_chunks_or_threads(dtype: str, isa: str) -> 
                     logit_rows=np.zeros(1, np.int32),
                 )
                 np.testing.assert_array_equal(alone.forward(single, alone_cache)[0], logits[t])
+
+
+@pytest.mark.parametrize("isa", kernels.available_isas())
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_logits_do_not_depend_on_which_are_asked_for(dtype: str, parallel: bool, isa: str) -> None:
+    """Any rows in any order, none, one more often than there are tokens: the logits all rows would have."""
+    spec = random_spec(parallel_residual=parallel)
+    weights = random_weights(spec)
+    steps = ragged_batch(spec, np.random.default_rng(4), [30, 5, 12])
+    num_tokens = len(steps[0].token_ids)
+    every = steps[0]._replace(logit_rows=np.arange(num_tokens, dtype=np.int32))
+    decoder = kernels.create_decoder(spec, weights, dtype=dtype, num_threads=2, isa_name=isa)
+    cache = decoder.new_kv_cache(6)
+    expected, later = decoder.forward(every, cache), decoder.forward(steps[1], cache)
+    for rows in ([], [num_tokens - 1, 0, 3], [2] * (num_tokens + 30)):
+        cache = decoder.new_kv_cache(6)
+        asked = every._replace(logit_rows=np.array(rows, np.int32))
+        np.testing.assert_array_equal(decoder.forward(asked, cache), expected[rows])
+        np.testing.assert_array_equal(decoder.forward(steps[1], cache), later)  # all is in the cache
