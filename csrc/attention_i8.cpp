@@ -152,7 +152,7 @@ struct Int8Pass {
       quantize(queries[i].values, head_dim, numbers + i * width, scales + i, number_sums + i);
     }
     float* scores = scratch + kQueries * width / 4;
-    const QuantizedRows rows = {numbers, width, scales, number_sums, nullptr};
+    const QuantizedRows rows = {numbers, width, scales, number_sums, nullptr, nullptr};
     const int num_blocks = round_up(longest, kBlockSize) / kBlockSize;
     constexpr int kBlocks = smaller(4, kSums / kQueries / kVectorsPerBlock);
     int block = 0;

@@ -138,12 +138,15 @@ class Decoder {
     float* scales = quantized_scales_.at_least(num_rows);
     int32_t* sums = quantized_sums_.at_least(num_rows);
     int32_t* group_sums = quantized_group_sums_.at_least(num_rows * num_groups);
+    int16_t* wide = quantized_wide_.at_least(num_rows * stride);
     for_rows(num_rows, [&](int64_t row, int thread) {
       kernels_.quantize(floats(row, thread), k, values + row * stride, scales + row, sums + row);
       if (weights_.dtype == Dtype::kInt4)
         kernels_.sum_groups(values + row * stride, k, group_sums + row * num_groups);
+      else if (kernels_.widen)
+        kernels_.widen(values + row * stride, k, wide + row * stride);
     });
-    return {nullptr, {values, stride, scales, sums, group_sums}};
+    return {nullptr, {values, stride, scales, sums, group_sums, wide}};
   }
 
   const Spec spec_;
@@ -163,6 +166,7 @@ class Decoder {
   Buffer<float> last_x_, last_attended_;                // the rows of x_ and attended_ that have logits
   Buffer<float> cos_, sin_;                             // [T, rotary dimensions / 2]
   Buffer<int8_t> quantized_;
+  Buffer<int16_t> quantized_wide_;
   Buffer<float> quantized_scales_;
   Buffer<int32_t> quantized_sums_, quantized_group_sums_;
 };

@@ -34,57 +34,60 @@ static inline Sums add_products(Sums sums, Weights weights, Activations activati
       _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sums), weights, activations));
 }
 static inline i32x total(Sums sums) { return sums; }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__)  // vpmaddubsw, which takes bytes, would saturate
+#define POCKETLM_PRODUCTS_OF_16_BITS
 constexpr int32_t kExcess = 128;
-// In 16 bits the products of two neighbours are added exactly; vpmaddubsw would saturate.
-struct Sums {
-  i32x low, high;  // columns 0 to 3, columns 4 to 7, two halves each
-};
+using Sums = i32x;
 struct Weights {
-  __m256i low, high;
+  __m256i even, odd;  // steps of k
 };
-using Activations = __m256i;
+using Activations = Weights;
 static inline Weights load_weights(const uint8_t* p) {
-  const __m128i* halves = reinterpret_cast<const __m128i*>(p);
-  return {_mm256_cvtepu8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepu8_epi16(_mm_loadu_si128(halves + 1))};
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16(bytes, 8)};
 }
-static inline Activations spread(int32_t four) { return _mm256_cvtepi8_epi16(_mm_set1_epi32(four)); }
+static inline Activations spread(int32_t four) {
+  const __m256i bytes = _mm256_set1_epi32(four);
+  return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+}
+static inline Activations load_activations(const int16_t* p) {
+  int32_t even, odd;
+  std::memcpy(&even, p, sizeof even);
+  std::memcpy(&odd, p + 2, sizeof odd);
+  return {_mm256_set1_epi32(even), _mm256_set1_epi32(odd)};
+}
 static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
-  return {sums.low + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.low, activations)),
-          sums.high + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.high, activations))};
+  sums += reinterpret_cast<i32x>(_mm256_madd_epi16(weights.even, activations.even));
+  return sums + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.odd, activations.odd));
 }
-static inline i32x total(Sums sums) {  // add the two halves of each column, then put the columns in order
-  const __m256i halves =
-      _mm256_hadd_epi32(reinterpret_cast<__m256i>(sums.low), reinterpret_cast<__m256i>(sums.high));
-  return reinterpret_cast<i32x>(_mm256_permute4x64_epi64(halves, 0b11011000));
-}
+static inline i32x total(Sums sums) { return sums; }
 #elif defined(__SSE2__)  // as AVX2, half as wide
+#define POCKETLM_PRODUCTS_OF_16_BITS
 constexpr int32_t kExcess = 128;
-struct Sums {
-  i32x low, high;  // columns 0 and 1, columns 2 and 3, two halves each
-};
+using Sums = i32x;
 struct Weights {
-  __m128i low, high;
+  __m128i even, odd;  // steps of k
 };
-using Activations = __m128i;
+using Activations = Weights;
 static inline Weights load_weights(const uint8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
-  return {_mm_unpacklo_epi8(bytes, zero), _mm_unpackhi_epi8(bytes, zero)};
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm_and_si128(bytes, _mm_set1_epi16(255)), _mm_srli_epi16(bytes, 8)};
 }
-// Each byte in the upper half of 16 bits, then shifted down with its sign.
 static inline Activations spread(int32_t four) {
   const __m128i bytes = _mm_set1_epi32(four);
-  return _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+  return {_mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8), _mm_srai_epi16(bytes, 8)};
+}
+static inline Activations load_activations(const int16_t* p) {
+  int32_t even, odd;
+  std::memcpy(&even, p, sizeof even);
+  std::memcpy(&odd, p + 2, sizeof odd);
+  return {_mm_set1_epi32(even), _mm_set1_epi32(odd)};
 }
 static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
-  return {sums.low + reinterpret_cast<i32x>(_mm_madd_epi16(weights.low, activations)),
-          sums.high + reinterpret_cast<i32x>(_mm_madd_epi16(weights.high, activations))};
+  sums += reinterpret_cast<i32x>(_mm_madd_epi16(weights.even, activations.even));
+  return sums + reinterpret_cast<i32x>(_mm_madd_epi16(weights.odd, activations.odd));
 }
-static inline i32x total(Sums sums) {
-  const __m128 low = reinterpret_cast<__m128>(sums.low), high = reinterpret_cast<__m128>(sums.high);
-  return reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b10001000)) +
-         reinterpret_cast<i32x>(_mm_shuffle_ps(low, high, 0b11011101));
-}
+static inline i32x total(Sums sums) { return sums; }
 #elif defined(__ARM_FEATURE_DOTPROD) && defined(POCKETLM_NEON)
 // Both sides are signed here. With its highest bit turned, weight + 128 is the weight.
 constexpr int32_t kExcess = 0;
@@ -140,5 +143,14 @@ static inline Activations load_activations(const int8_t* p) {
   std::memcpy(&four, p, sizeof four);
   return spread(four);
 }
+
+// Rows as the products take them fastest, from memory.
+#if defined(POCKETLM_PRODUCTS_OF_16_BITS)
+constexpr bool kTakesWide = true;
+static inline const int16_t* values_of(const QuantizedRows& rows) { return rows.wide; }
+#else
+constexpr bool kTakesWide = false;
+static inline const int8_t* values_of(const QuantizedRows& rows) { return rows.values; }
+#endif
 
 }  // namespace pocketlm::POCKETLM_ISA

@@ -60,6 +60,7 @@ struct QuantizedRows {
   const float* scales;        // [rows]
   const int32_t* sums;        // [rows], of the values
   const int32_t* group_sums;  // [rows, stride / 16], only with 4-bit weights
+  const int16_t* wide;        // [rows, stride], only with 8-bit weights and where the kernels have widen
 };
 
 // Keys and values of one layer and one key-value head, block by block.
@@ -110,6 +111,9 @@ struct Kernels {
                float* out);
   // One row of n to 8 bits; a row with a NaN or an infinity gets a scale of NaN. Pads to a multiple of 16.
   void (*quantize)(const float* x, int n, int8_t* values, float* scale, int32_t* sum);
+  // The values of a row that quantize made, in 16 bits, of each 4 the even ones first. Null where products
+  // are made of bytes.
+  void (*widen)(const int8_t* values, int n, int16_t* wide);
   // Of each 16 values of a row that quantize made.
   void (*sum_groups)(const int8_t* values, int n, int32_t* sums);
 

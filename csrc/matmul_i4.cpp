@@ -6,7 +6,7 @@
 // scale[g, n] and sum[t, g, n] are integers. From group to group they meet in one chain of fused
 // multiply-adds, in the order of k, whatever the number of rows.
 // Cost: 0.5625 K bytes of weights per column, read once and unpacked again for every kRows rows.
-#include "dot_i8.h"
+#include "dot_i4.h"
 #include "finish.h"
 #include "prefetch.h"
 
@@ -14,7 +14,8 @@ namespace pocketlm::POCKETLM_ISA {
 
 typedef uint8_t u8x __attribute__((vector_size(4 * kLanes)));
 
-constexpr int kRegistersPerVector = (sizeof(Sums) + sizeof(f32x)) / sizeof(f32x);  // of columns, for one row
+constexpr int kRegistersPerVector =
+    (sizeof(i4::Sums) + sizeof(f32x)) / sizeof(f32x);  // of columns, for one row
 constexpr int kRows = kRegistersPerVector == 2 ? 6 : 4;
 // Weights are stored plus 8. Unpacked they stay so, but where the dot product takes off 128 by itself.
 constexpr int kGroupExcess = kExcess == 0 ? 0 : 8;
@@ -28,8 +29,8 @@ constexpr int width(int num_rows) {
   return vectors;
 }
 
-static inline Weights weights_of(u8x numbers) {
-  return load_weights(reinterpret_cast<const uint8_t*>(&numbers));
+static inline i4::Weights weights_of(u8x numbers) {
+  return i4::load_weights(reinterpret_cast<const uint8_t*>(&numbers));
 }
 
 template <int kNumRows, int kVectors>
@@ -42,17 +43,17 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   for (int i = 0; i < k; i += kGroupSize, panel += kGroupBytes) {
     if (row == 0 && first == 0)
       for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(panel + kBytesAhead + line, 0, 2);
-    Sums products[kNumRows][kVectors] = {};
+    i4::Sums products[kNumRows][kVectors] = {};
     for (int j = 0; j < kGroupSize; j += 8) {
       for (int v = 0; v < kVectors; ++v) {
         u8x both;  // k = i + j to i + j + 3 in the low halves, the next four in the high ones
         std::memcpy(&both, panel + (j / 8 * kPanelColumns + first + v * kLanes) * 4, sizeof both);
-        const Weights low = weights_of((both & 15) + kToUnpacked),
-                      high = weights_of((both >> 4) + kToUnpacked);
+        const i4::Weights low = weights_of((both & 15) + kToUnpacked),
+                          high = weights_of((both >> 4) + kToUnpacked);
         for (int r = 0; r < kNumRows; ++r) {
           const int8_t* eight = values + r * x.stride + i + j;
-          products[r][v] = add_products(products[r][v], low, load_activations(eight));
-          products[r][v] = add_products(products[r][v], high, load_activations(eight + 4));
+          products[r][v] = i4::add_products(products[r][v], low, i4::load_activations(eight));
+          products[r][v] = i4::add_products(products[r][v], high, i4::load_activations(eight + 4));
         }
       }
     }
@@ -61,7 +62,8 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
       const f32x scales = load(reinterpret_cast<const int8_t*>(place));
       for (int r = 0; r < kNumRows; ++r) {
         const int32_t excess = kGroupExcess * group_sums[r * num_groups + i / kGroupSize];
-        sums[r][v] = fma(scales, __builtin_convertvector(total(products[r][v]) - excess, f32x), sums[r][v]);
+        sums[r][v] =
+            fma(scales, __builtin_convertvector(i4::total(products[r][v]) - excess, f32x), sums[r][v]);
       }
     }
   }

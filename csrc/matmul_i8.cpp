@@ -12,7 +12,8 @@
 
 namespace pocketlm::POCKETLM_ISA {
 
-constexpr int kRows = 6;
+// In tiles that are two vectors wide, with what is multiplied, they have the registers to themselves.
+constexpr int kRows = sizeof(Weights) > sizeof(Sums) ? 5 : 6;
 
 // How many vectors of columns a tile of so many rows is wide: its sums take three of four registers at most.
 constexpr int width(int num_rows) {
@@ -25,7 +26,7 @@ template <int kNumRows, int kVectors, bool kAlone>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
                  int column, int first, Prefetch ahead, const Output& out) {
   Sums sums[kNumRows][kVectors] = {};
-  const int8_t* values = x.values + row * x.stride;
+  const auto* values = values_of(x) + row * x.stride;
 #pragma GCC unroll 4  // a core's other thread takes half of its turns: what is no product should be little
   for (int i = 0; i < k; i += 4) {
     ahead.step<kVectors * kLanes * 4, kAlone>();
@@ -50,10 +51,11 @@ void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const Qu
   using Tile = void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, Prefetch,
                         const Output&);
   constexpr int kAll = width(kRows);
-  constexpr Tile kSingle[kRows] = {tile<1, width(1), true>, tile<2, width(2), true>, tile<3, width(3), true>,
-                                   tile<4, width(4), true>, tile<5, width(5), true>, tile<6, width(6), true>};
-  constexpr Tile kOfMany[kRows] = {tile<1, kAll, false>, tile<2, kAll, false>, tile<3, kAll, false>,
-                                   tile<4, kAll, false>, tile<5, kAll, false>, tile<6, kAll, false>};
+  constexpr Tile kSingle[] = {tile<1, width(1), true>, tile<2, width(2), true>,
+                              tile<3, width(3), true>, tile<4, width(4), true>,
+                              tile<5, width(5), true>, tile<kRows, width(kRows), true>};
+  constexpr Tile kOfMany[] = {tile<1, kAll, false>, tile<2, kAll, false>, tile<3, kAll, false>,
+                              tile<4, kAll, false>, tile<5, kAll, false>, tile<kRows, kAll, false>};
   const int num_tiles = (num_rows + kRows - 1) / kRows;
   const Tile* tiles = num_tiles == 1 ? kSingle : kOfMany;
   const int num_columns = kLanes * (num_tiles == 1 ? width(num_rows) : kAll);
@@ -90,6 +92,20 @@ void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum)
   for (int i = 0; i < whole; i += kLanes) put(load(x + i), values + i, kLanes);
   if (left) put(load_some(x + whole, left, 0.0f), values + whole, left);
   *sum = pocketlm::POCKETLM_ISA::sum(sums);
+}
+
+void widen(const int8_t* values, int n, int16_t* wide) {
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  typedef int16_t Numbers __attribute__((vector_size(32)));
+  typedef uint64_t Fours __attribute__((vector_size(32)));
+  for (int i = 0; i < n; i += kGroupSize) {
+    Bytes bytes;
+    std::memcpy(&bytes, values + i, sizeof bytes);
+    const Fours fours = reinterpret_cast<Fours>(__builtin_convertvector(bytes, Numbers));
+    const Fours middle = fours ^ (fours >> 16);  // of each four, the second and third change places
+    const Fours swapped = fours ^ (middle & 0xffff0000) ^ ((middle & 0xffff0000) << 16);
+    std::memcpy(wide + i, &swapped, sizeof swapped);
+  }
 }
 
 }  // namespace pocketlm::POCKETLM_ISA

@@ -86,9 +86,12 @@ void Matrix::multiply(const Kernels& kernels, int panel, const float* x, const Q
     else
       kernels.matmul_bf16(reinterpret_cast<const uint16_t*>(data), k_, x, k_, num_rows, column, out);
   } else {
-    const QuantizedRows rows = {quantized.values + first * quantized.stride, quantized.stride,
-                                quantized.scales + first, quantized.sums + first,
-                                quantized.group_sums + first * (quantized.stride / kGroupSize)};
+    const QuantizedRows rows = {quantized.values + first * quantized.stride,
+                                quantized.stride,
+                                quantized.scales + first,
+                                quantized.sums + first,
+                                quantized.group_sums + first * (quantized.stride / kGroupSize),
+                                quantized.wide + first * quantized.stride};
     const uint8_t* bytes = reinterpret_cast<const uint8_t*>(data);
     if (dtype_ == Dtype::kInt8)
       kernels.matmul_i8(bytes, scales_, k_, rows, num_rows, column, out);

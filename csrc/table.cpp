@@ -1,5 +1,5 @@
 // The table of one instruction set.
-#include "kernels.h"
+#include "dot_i8.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
@@ -8,6 +8,7 @@ void matmul_bf16(const uint16_t*, int, const float*, int64_t, int, int, const Ou
 void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void matmul_i4(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void quantize(const float*, int, int8_t*, float*, int32_t*);
+void widen(const int8_t*, int, int16_t*);
 void sum_groups(const int8_t*, int, int32_t*);
 void norm(Norm, const float*, const float*, const float*, float, int, float*);
 void keep_f32(const float*, const float*, int, int, uint8_t*, uint8_t*);
@@ -34,6 +35,7 @@ const Kernels kKernels = {
     .matmul_i4 = matmul_i4,
     .norm = norm,
     .quantize = quantize,
+    .widen = kTakesWide ? widen : nullptr,
     .sum_groups = sum_groups,
     .attention = {{keep_f32, attend_f32}, {keep_f16, attend_f16}, {keep_i8, attend_i8}},
     .peak = peak,

@@ -63,6 +63,13 @@ SPECS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+# Of the differences of rows from the reference: the greatest, and the median. Where two numbers differ in
+# the last bit one may round to another number, and then the later rows of its sequence differ too. With 8
+# bits that is far but rare. Half precision keys and values are near, but so many that it is not rare: how
+# many depends on the order in which the machine's BLAS adds.
+TOLERANCES = {"float32": (1e-5, 1e-5), "bfloat16": (1e-3, 1e-4), "int8": (2e-2, 1e-5), "int4": (2e-2, 1e-5)}
+
+
 def ragged_batch(spec: DecoderSpec, rng: np.random.Generator, lengths: list[int]) -> list[ForwardInputs]:
     """Two steps over shuffled blocks: most of each prompt in the first, its rest in the second."""
     num_blocks = -(-max(lengths) // BLOCK_SIZE)
@@ -108,13 +115,9 @@ def test_equals_the_reference(name: str, dtype: str, isa: str) -> None:
         outputs[each] = run(decoder, steps, 5 * 4)
     expected = outputs["reference"]
     differences = np.abs(outputs[isa] - expected).max(axis=1) / np.abs(expected).max()  # of each row
-    if dtype == "float32":
-        assert float(differences.max()) <= 1e-5
-    else:
-        # Where two numbers differ in the last bit one may round to another 8-bit number, and then the
-        # later rows of its sequence differ too. That is rare: most rows are as close as in float32.
-        assert float(differences.max()) <= 2e-2
-        assert float(np.median(differences)) <= 1e-5
+    farthest, middle = TOLERANCES[dtype]
+    assert float(differences.max()) <= farthest
+    assert float(np.median(differences)) <= middle
 
 
 @needs_core

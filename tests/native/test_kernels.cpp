@@ -104,19 +104,22 @@ struct KernelRows {
   std::vector<int8_t> values;
   Floats scales;
   std::vector<int32_t> sums, group_sums;
+  std::vector<int16_t> wide;
   int stride;
 
   KernelRows(const Kernels& kernels, const Floats& x, int num_rows, int k)
       : scales(num_rows), sums(num_rows), stride(round_up(k, kGroupSize)) {
     values.resize(num_rows * stride, 77);
     group_sums.resize(num_rows * stride / kGroupSize);
+    wide.resize(num_rows * stride, 77);
     for (int r = 0; r < num_rows; ++r) {
       kernels.quantize(&x[r * k], k, &values[r * stride], &scales[r], &sums[r]);
       kernels.sum_groups(&values[r * stride], k, &group_sums[r * stride / kGroupSize]);
+      if (kernels.widen) kernels.widen(&values[r * stride], k, &wide[r * stride]);
     }
   }
   QuantizedRows view() const {
-    return {values.data(), stride, scales.data(), sums.data(), group_sums.data()};
+    return {values.data(), stride, scales.data(), sums.data(), group_sums.data(), wide.data()};
   }
 };
 
