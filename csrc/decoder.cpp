@@ -143,19 +143,22 @@ Decoder::Rows Decoder::norm_rows(const NormWeights& weights, const float* x, int
     kernels_.norm(spec_.norm, x + row * size, weights.weight, weights.bias, spec_.norm_epsilon,
                   spec_.hidden_size, out);
   };
-  if (!is_float(reader.dtype()))
-    return quantize_rows(num_rows, spec_.hidden_size, [&](int64_t row, int thread) {
-      norm(row, scratch_[thread].row.data());
-      return scratch_[thread].row.data();
-    });
+  const auto normed_row = [&](int64_t row, int thread) {
+    norm(row, scratch_[thread].row.data());
+    return scratch_[thread].row.data();
+  };
+  if (!is_float(reader.dtype())) return quantize_rows(num_rows, spec_.hidden_size, normed_row);
+  if (rounds(reader)) return round_rows(num_rows, spec_.hidden_size, normed_row);
   float* normed = normed_.at_least(num_rows * size);
   for_rows(num_rows, [&](int64_t row, int) { norm(row, normed + row * size); });
   return {normed, {}};
 }
 
 Decoder::Rows Decoder::rows_for(const Matrix& reader, const float* x, int num_rows) {
-  if (is_float(reader.dtype())) return {x, {}};
-  return quantize_rows(num_rows, reader.k(), [&](int64_t row, int) { return x + row * reader.k(); });
+  const auto row_of_x = [&](int64_t row, int) { return x + row * reader.k(); };
+  if (!is_float(reader.dtype())) return quantize_rows(num_rows, reader.k(), row_of_x);
+  if (rounds(reader)) return round_rows(num_rows, reader.k(), row_of_x);
+  return {x, {}};
 }
 
 // out = combine(out, activation(x W + b)); x [rows, K], out [rows, N]
@@ -166,7 +169,7 @@ void Decoder::linear(const Matrix& matrix, const Rows& x, int num_rows, float* o
   const int num_row_pieces = num_pieces(num_rows, kRowsPerPanel);
   pool_.run(num_panels * num_row_pieces, [&](int task, int) {
     const int first = task % num_row_pieces * kRowsPerPanel;
-    matrix.multiply(kernels_, task / num_row_pieces, x.floats, x.bytes, first,
+    matrix.multiply(kernels_, task / num_row_pieces, x.numbers, x.quantized, first,
                     std::min(kRowsPerPanel, num_rows - first), output);
   });
 }

@@ -100,9 +100,9 @@ class Decoder {
     int sequence, first_token, num_tokens, first_head, num_heads;
     bool alone;  // no other task has tokens of the same sequence and head
   };
-  struct Rows {  // that a matrix is multiplied with: floats or, with weights of 8 and 4 bits, bytes
-    const float* floats;
-    QuantizedRows bytes;
+  struct Rows {  // that a matrix is multiplied with, as Matrix::multiply takes them
+    const void* numbers;
+    QuantizedRows quantized;
   };
 
   void embed(const Batch& batch);
@@ -130,6 +130,10 @@ class Decoder {
     });
   }
 
+  bool rounds(const Matrix& reader) const {
+    return reader.dtype() == Dtype::kBFloat16 && kernels_.round_bf16;
+  }
+
   // floats(row, thread) gives a row's k numbers. The result lives until the next call.
   template <class Floats>
   Rows quantize_rows(int num_rows, int k, const Floats& floats) {
@@ -149,6 +153,16 @@ class Decoder {
     return {nullptr, {values, stride, scales, sums, group_sums, wide}};
   }
 
+  template <class Floats>
+  Rows round_rows(int num_rows, int k, const Floats& floats) {
+    const int64_t stride = round_up(k, 2);
+    uint16_t* rounded = rounded_.at_least(num_rows * stride);
+    for_rows(num_rows, [&](int64_t row, int thread) {
+      kernels_.round_bf16(floats(row, thread), k, rounded + row * stride);
+    });
+    return {rounded, {}};
+  }
+
   const Spec spec_;
   const Weights weights_;
   const KVFormat kv_format_;
@@ -165,6 +179,7 @@ class Decoder {
   Buffer<float> x_, normed_, qkv_, attended_, hidden_;  // [T, E], [T, E], [T, qkv], [T, H * D], [T, I]
   Buffer<float> last_x_, last_attended_;                // the rows of x_ and attended_ that have logits
   Buffer<float> cos_, sin_;                             // [T, rotary dimensions / 2]
+  Buffer<uint16_t> rounded_;
   Buffer<int8_t> quantized_;
   Buffer<int16_t> quantized_wide_;
   Buffer<float> quantized_scales_;

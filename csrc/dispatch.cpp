@@ -10,6 +10,9 @@
 namespace pocketlm {
 
 #if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
 namespace avx512_vnni {
 extern const Kernels kKernels;
 }
@@ -61,7 +64,12 @@ std::vector<const Kernels*> available_kernels() {
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512vnni");
+  const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  // AMD's processors multiply bfloat16 twice as fast as floats, Intel's half as fast.
+  const bool is_bf16_fast = __builtin_cpu_is("amd");
+  if (has_avx2 && has_bf16 && is_bf16_fast) kernels.push_back(&avx512_bf16::kKernels);
   if (has_avx2 && has_avx512) kernels.push_back(&avx512_vnni::kKernels);
+  if (has_avx2 && has_bf16 && !is_bf16_fast) kernels.push_back(&avx512_bf16::kKernels);
   if (has_avx2 && has_avx_vnni()) kernels.push_back(&avx_vnni::kKernels);
   if (has_avx2) kernels.push_back(&avx2::kKernels);
 #elif defined(__aarch64__)

@@ -2,7 +2,7 @@
 //
 // Layouts
 //   float32 panel   [K][64] float            64 columns of a weight matrix, zero past the last column
-//   bfloat16 panel  [K][32][2] uint16        the same, column c beside column 32 + c
+//   bfloat16 panel  [K / 2][64][2] uint16    the same, K padded with zeros to a multiple of 2
 //   int8 panel      [K / 4][64][4] uint8     the same, value + 128, K padded with zeros to a multiple of 4
 //   int4 panel      [K / 16][576] uint8      groups of 16: [2][64][4] bytes, then 64 scales in int8. Byte
 //                                            [p][c][i] holds 8p + i in its low half, 8p + 4 + i in its high
@@ -96,11 +96,13 @@ struct Peak {
 struct Kernels {
   const char* isa;
 
-  // Rows x [num_rows, k] times one panel; `column` is the panel's first.
+  // Rows x [num_rows, k] times one panel; `column` is the panel's first. For matmul_bf16, x as round_bf16
+  // leaves it, if there is one.
   void (*matmul_f32)(const float* panel, int k, const float* x, int64_t x_stride, int num_rows, int column,
                      const Output& out);
-  void (*matmul_bf16)(const uint16_t* panel, int k, const float* x, int64_t x_stride, int num_rows,
-                      int column, const Output& out);
+  void (*matmul_bf16)(const uint16_t* panel, int k, const void* x, int64_t x_stride, int num_rows, int column,
+                      const Output& out);
+
   void (*matmul_i8)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
                     int num_rows, int column, const Output& out);
   void (*matmul_i4)(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x,
@@ -109,6 +111,9 @@ struct Kernels {
   // One row of n. `bias` may be null.
   void (*norm)(Norm kind, const float* x, const float* weight, const float* bias, float epsilon, int n,
                float* out);
+  // One row of n to bfloat16, to nearest, ties to even. Pads to a multiple of 2. Null where bfloat16 weights
+  // are multiplied with floats.
+  void (*round_bf16)(const float* x, int n, uint16_t* rounded);
   // One row of n to 8 bits; a row with a NaN or an infinity gets a scale of NaN. Pads to a multiple of 16.
   void (*quantize)(const float* x, int n, int8_t* values, float* scale, int32_t* sum);
   // The values of a row that quantize made, in 16 bits, of each 4 the even ones first. Null where products

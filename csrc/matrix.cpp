@@ -10,7 +10,7 @@ namespace {
 
 int64_t panel_bytes(int k, Dtype dtype) {
   if (dtype == Dtype::kFloat32) return int64_t{4} * k * kPanelColumns;
-  if (dtype == Dtype::kBFloat16) return int64_t{2} * k * kPanelColumns;
+  if (dtype == Dtype::kBFloat16) return int64_t{2} * round_up(k, 2) * kPanelColumns;
   if (dtype == Dtype::kInt8) return int64_t{round_up(k, 4)} * kPanelColumns;
   return int64_t{round_up(k, kGroupSize) / kGroupSize} * kGroupBytes;
 }
@@ -21,11 +21,9 @@ void pack_float(const Tensor& weight, int column, int width, float* panel) {
 }
 
 void pack_bfloat16(const Tensor& weight, int column, int width, uint16_t* panel) {
-  for (int c = 0; c < width; ++c) {
-    uint16_t* place = panel + c % (kPanelColumns / 2) * 2 + c / (kPanelColumns / 2);
+  for (int c = 0; c < width; ++c)
     for (int64_t k = 0; k < weight.rows; ++k)
-      place[k * kPanelColumns] = float_to_bfloat16(weight.at(k, column + c));
-  }
+      panel[(k / 2 * kPanelColumns + c) * 2 + k % 2] = float_to_bfloat16(weight.at(k, column + c));
 }
 
 // One scale a column: value = round(w * 127 / largest), stored plus 128. A column that holds a NaN or an
@@ -55,7 +53,7 @@ void pack_int8(const Tensor& weight, int column, int width, uint8_t* panel, floa
 std::vector<int64_t> panels_shape(int k, int n, Dtype dtype) {
   const int64_t num_panels = padded_columns(n) / kPanelColumns;
   if (dtype == Dtype::kFloat32) return {num_panels, k, kPanelColumns};
-  if (dtype == Dtype::kBFloat16) return {num_panels, k, 2 * kPanelColumns};
+  if (dtype == Dtype::kBFloat16) return {num_panels, round_up(k, 2) / 2, 4 * kPanelColumns};
   if (dtype == Dtype::kInt8) return {num_panels, round_up(k, 4) / 4, kPanelColumns, 4};
   return {num_panels, round_up(k, kGroupSize) / kGroupSize, kGroupBytes};
 }
@@ -74,17 +72,22 @@ void pack(const Tensor& weight, Dtype dtype, ThreadPool& pool, void* panels, flo
   });
 }
 
-void Matrix::multiply(const Kernels& kernels, int panel, const float* x, const QuantizedRows& quantized,
+void Matrix::multiply(const Kernels& kernels, int panel, const void* x, const QuantizedRows& quantized,
                       int first, int num_rows, Output out) const {
   const int column = panel * kPanelColumns;
   const char* data = static_cast<const char*>(panels_) + panel * panel_bytes(k_, dtype_);
   out.data += first * out.stride;
   if (is_float(dtype_)) {
-    x += static_cast<int64_t>(first) * k_;
-    if (dtype_ == Dtype::kFloat32)
-      kernels.matmul_f32(reinterpret_cast<const float*>(data), k_, x, k_, num_rows, column, out);
-    else
-      kernels.matmul_bf16(reinterpret_cast<const uint16_t*>(data), k_, x, k_, num_rows, column, out);
+    const float* floats = static_cast<const float*>(x) + static_cast<int64_t>(first) * k_;
+    if (dtype_ == Dtype::kFloat32) {
+      kernels.matmul_f32(reinterpret_cast<const float*>(data), k_, floats, k_, num_rows, column, out);
+    } else {
+      const uint16_t* panel_of_pairs = reinterpret_cast<const uint16_t*>(data);
+      const int stride = kernels.round_bf16 ? round_up(k_, 2) : k_;
+      const uint16_t* rounded = static_cast<const uint16_t*>(x) + static_cast<int64_t>(first) * stride;
+      kernels.matmul_bf16(panel_of_pairs, k_, kernels.round_bf16 ? static_cast<const void*>(rounded) : floats,
+                          stride, num_rows, column, out);
+    }
   } else {
     const QuantizedRows rows = {quantized.values + first * quantized.stride,
                                 quantized.stride,

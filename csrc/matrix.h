@@ -46,8 +46,9 @@ class Matrix {
   Dtype dtype() const { return dtype_; }
   const float* bias() const { return bias_; }
 
-  // Rows `first` to `first + num_rows` of x times panel number `panel`, into the same rows of `out`.
-  void multiply(const Kernels& kernels, int panel, const float* x, const QuantizedRows& quantized, int first,
+  // Rows `first` to `first + num_rows` of x times panel number `panel`, into the same rows of `out`. With
+  // weights in float32 or bfloat16 x is floats, or what round_bf16 makes of them; else it is `quantized`.
+  void multiply(const Kernels& kernels, int panel, const void* x, const QuantizedRows& quantized, int first,
                 int num_rows, Output out) const;
 
  private:

@@ -4,9 +4,14 @@
 namespace pocketlm::POCKETLM_ISA {
 
 void matmul_f32(const float*, int, const float*, int64_t, int, int, const Output&);
-void matmul_bf16(const uint16_t*, int, const float*, int64_t, int, int, const Output&);
+void matmul_bf16(const uint16_t*, int, const void*, int64_t, int, int, const Output&);
 void matmul_i8(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
 void matmul_i4(const uint8_t*, const float*, int, const QuantizedRows&, int, int, const Output&);
+#if defined(__AVX512BF16__)
+void round_bf16(const float*, int, uint16_t*);
+#else
+constexpr auto round_bf16 = nullptr;
+#endif
 void quantize(const float*, int, int8_t*, float*, int32_t*);
 void widen(const int8_t*, int, int16_t*);
 void sum_groups(const int8_t*, int, int32_t*);
@@ -34,6 +39,7 @@ const Kernels kKernels = {
     .matmul_i8 = matmul_i8,
     .matmul_i4 = matmul_i4,
     .norm = norm,
+    .round_bf16 = round_bf16,
     .quantize = quantize,
     .widen = kTakesWide ? widen : nullptr,
     .sum_groups = sum_groups,

@@ -15,7 +15,12 @@ from peers.workload import Case
 LAYER_WEIGHTS = 12 * 12 * 768**2
 HEAD_WEIGHTS = 50257 * 768
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}  # of a weight, without its scale
-UNIT = {"float32": "float32", "bfloat16": "float32", "int8": "int8", "int4": "int8"}  # that multiplies it
+UNITS = {  # that multiply it; the fastest counts
+    "float32": ["float32"],
+    "bfloat16": ["float32", "bfloat16"],
+    "int8": ["int8"],
+    "int4": ["int8"],
+}
 MIB = {dtype: str(int(size * (LAYER_WEIGHTS + HEAD_WEIGHTS)) >> 20) for dtype, size in BYTES.items()}
 
 
@@ -36,10 +41,11 @@ class Limits:
     def share(self, dtype: str, case: Case, seconds: dict[int, float]) -> float | None:
         """The least seconds that the case can take, of those that it took."""
         reading = self.bytes_per_s.get(MIB[dtype], {})
-        multiplying = self.multiply_adds_per_s.get(UNIT[dtype], {})
+        units = [self.multiply_adds_per_s.get(unit, {}) for unit in UNITS[dtype]]
         shares = [
-            least_s(case, BYTES[dtype], reading[i], multiplying[i]) / seconds[i]
-            for i in seconds.keys() & reading.keys() & multiplying.keys()
+            least_s(case, BYTES[dtype], reading[i], max(speeds)) / seconds[i]
+            for i in seconds.keys() & reading.keys()
+            if (speeds := [unit[i] for unit in units if i in unit])
         ]
         return statistics.median(shares) if shares else None
 

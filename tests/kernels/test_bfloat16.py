@@ -48,7 +48,7 @@ def test_ties_go_to_the_even_one_and_what_is_too_large_to_infinity(value: float,
 
 @pytest.mark.skipif(not kernels.COMPILED_ISAS, reason="the compiled core was not built")
 def test_the_core_packs_the_same_numbers() -> None:
-    """A panel holds column c beside column 32 + c, for each k."""
+    """A panel holds k = 2i beside k = 2i + 1, for each column."""
     from pocketlm.kernels import _core
 
     nan_of_low_bits = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)
@@ -56,8 +56,10 @@ def test_the_core_packs_the_same_numbers() -> None:
     values = np.concatenate([special, nan_of_low_bits, random_floats(3 * 70)])[: 3 * 70]
     weight = values.reshape(3, 70)  # [K, N]
     [panels] = _core.pack_matrix("mine", weight, "bfloat16", 1)
-    assert panels.shape == (2, 3, 128) and panels.dtype == np.uint8
-    pairs = panels.view(np.uint16).reshape(2, 3, 32, 2).transpose(1, 0, 3, 2).reshape(3, 128)  # [K, columns]
-    found = (pairs.astype(np.uint32) << 16).view(np.float32)
+    assert panels.shape == (2, 2, 256) and panels.dtype == np.uint8
+    packed = panels.view(np.uint16).reshape(2, 2, 64, 2).transpose(1, 3, 0, 2).reshape(4, 128)  # [K, columns]
+    found = (packed.astype(np.uint32) << 16).view(np.float32)
+    assert not found[3:].any()
+    found = found[:3]
     np.testing.assert_array_equal(found[:, :70], to_bfloat16(weight))
     assert not found[:, 70:].any()

@@ -61,6 +61,9 @@ log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 
+# They multiply bfloat16 weights with activations in bfloat16, the others with floats.
+ISAS_THAT_ROUND = ("avx512_bf16",)
+
 
 class KVCache(Protocol):
     @property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 # Of the arrays' layout and how weights become them, of what dtype=auto takes, and of what a decoder makes of
 # them (known answers lie beside them). Raised with every change of these: what lies packed on a disk under
 # another number is packed again.
-PACKING_VERSION = 5
+PACKING_VERSION = 6
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class Decoder:
         dtype: str,
         num_threads: int = 1,
         calibration: Mapping[str, Array] = MappingProxyType({}),
+        rounds_activations: bool = False,
     ) -> None:
+        """`rounds_activations`: in bfloat16, as the instruction sets do that multiply it."""
         self.spec, self.dtype, self.num_threads = spec, dtype, num_threads
         self.weights = weights
         self.linears = {}
@@ -53,7 +55,10 @@ class Decoder:
             slot = name.removesuffix(".weight")
             if name != "token_embedding":
                 bias = weights.get(_bias_of(name))
-                self.linears[slot] = linear(weights[name], bias, dtype, calibration.get(slot))
+                if dtype == "bfloat16" and rounds_activations:
+                    self.linears[slot] = LinearBFloat16(weights[name], bias)
+                else:
+                    self.linears[slot] = linear(weights[name], bias, dtype, calibration.get(slot))
 
     @property
     def weights_bytes(self) -> int:
@@ -162,6 +167,16 @@ class Linear:
         for row, out_row in zip(x, out, strict=True):
             np.matmul(row, self.weight, out=out_row)
         return out + self.bias
+
+
+class LinearBFloat16(Linear):
+    """x W + b with x and W rounded to bfloat16; products and sums in float32."""
+
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        super().__init__(to_bfloat16(weight), bias)
+
+    def __call__(self, x: Float32Array) -> Float32Array:
+        return super().__call__(to_bfloat16(x))
 
 
 class LinearInt8:
