@@ -55,10 +55,8 @@ class Decoder:
             slot = name.removesuffix(".weight")
             if name != "token_embedding":
                 bias = weights.get(_bias_of(name))
-                if dtype == "bfloat16" and rounds_activations:
-                    self.linears[slot] = LinearBFloat16(weights[name], bias)
-                else:
-                    self.linears[slot] = linear(weights[name], bias, dtype, calibration.get(slot))
+                inputs = calibration.get(slot)
+                self.linears[slot] = linear(weights[name], bias, dtype, inputs, rounds_activations)
 
     @property
     def weights_bytes(self) -> int:
@@ -236,13 +234,15 @@ def to_bfloat16(x: Array) -> Float32Array:
 
 
 def linear(
-    weight: Array, bias: Array | None, dtype: str, inputs: Array | None
+    weight: Array, bias: Array | None, dtype: str, inputs: Array | None, rounds_activations: bool
 ) -> Linear | LinearInt8 | LinearInt4:
     """x W + b in a number format; `inputs` [T, K] are some x, if any are known."""
     if dtype == "int4":
         return LinearInt4(weight, bias, inputs)
     if dtype == "int8":
         return LinearInt8(weight, bias)
+    if dtype == "bfloat16" and rounds_activations:
+        return LinearBFloat16(weight, bias)
     return Linear(to_bfloat16(weight) if dtype == "bfloat16" else weight, bias)
 
 
