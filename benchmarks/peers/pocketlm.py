@@ -15,10 +15,15 @@ VARIANTS = {
 }
 
 
+# Room for 64 streams in float32. By default it is a part of what is free, and as old blocks keep what they
+# hold, the rounds would go on to fill it until the memory is used up that other engines are in.
+KV_CACHE_MEMORY = "1GB"
+
+
 def load(home: Path, checkpoint: Path, variant: str) -> Generate:
     from pocketlm import LLM, SamplingParams
 
-    llm = LLM(str(checkpoint), dtype=variant, num_threads=NUM_THREADS)
+    llm = LLM(str(checkpoint), dtype=variant, num_threads=NUM_THREADS, kv_cache_memory=KV_CACHE_MEMORY)
 
     def generate(prompts: list[TokenIds], num_new_tokens: int) -> list[TokenIds]:
         params = SamplingParams(max_tokens=num_new_tokens, temperature=0, ignore_eos=True)
@@ -29,5 +34,5 @@ def load(home: Path, checkpoint: Path, variant: str) -> Generate:
 
 def serve(home: Path, checkpoint: Path, variant: str, port: int) -> list[str]:
     flags = ["--dtype", variant, "--num-threads", str(NUM_THREADS), "--port", str(port)]
-    flags += ["--request-timeout", "600"]
+    flags += ["--request-timeout", "600", "--kv-cache-memory", KV_CACHE_MEMORY]
     return [sys.executable, "-m", "pocketlm", "serve", str(checkpoint), *flags]
