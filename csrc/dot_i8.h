@@ -34,58 +34,43 @@ static inline Sums add_products(Sums sums, Weights weights, Activations activati
       _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sums), weights, activations));
 }
 static inline i32x total(Sums sums) { return sums; }
-#elif defined(__AVX2__)  // vpmaddubsw, which takes bytes, would saturate
+#elif defined(__SSE2__)  // AVX2, too: vpmaddubsw, which takes bytes, would saturate
 #define POCKETLM_PRODUCTS_OF_16_BITS
 constexpr int32_t kExcess = 128;
+typedef int16_t i16x __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t u16x __attribute__((vector_size(4 * kLanes)));
 using Sums = i32x;
 struct Weights {
-  __m256i even, odd;  // steps of k
+  i16x even, odd;  // steps of k
 };
 using Activations = Weights;
+static inline i16x repeat(int32_t pair) { return reinterpret_cast<i16x>(i32x{} + pair); }
+static inline i32x sums_of_pairs(i16x a, i16x b) {
+#if defined(__AVX2__)
+  return reinterpret_cast<i32x>(
+      _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return reinterpret_cast<i32x>(_mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#endif
+}
 static inline Weights load_weights(const uint8_t* p) {
-  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return {_mm256_and_si256(bytes, _mm256_set1_epi16(255)), _mm256_srli_epi16(bytes, 8)};
+  u16x bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return {reinterpret_cast<i16x>(bytes & 255), reinterpret_cast<i16x>(bytes >> 8)};
 }
 static inline Activations spread(int32_t four) {
-  const __m256i bytes = _mm256_set1_epi32(four);
-  return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+  const i16x bytes = repeat(four);
+  return {bytes << 8 >> 8, bytes >> 8};
 }
 static inline Activations load_activations(const int16_t* p) {
   int32_t even, odd;
   std::memcpy(&even, p, sizeof even);
   std::memcpy(&odd, p + 2, sizeof odd);
-  return {_mm256_set1_epi32(even), _mm256_set1_epi32(odd)};
+  return {repeat(even), repeat(odd)};
 }
 static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
-  sums += reinterpret_cast<i32x>(_mm256_madd_epi16(weights.even, activations.even));
-  return sums + reinterpret_cast<i32x>(_mm256_madd_epi16(weights.odd, activations.odd));
-}
-static inline i32x total(Sums sums) { return sums; }
-#elif defined(__SSE2__)  // as AVX2, half as wide
-#define POCKETLM_PRODUCTS_OF_16_BITS
-constexpr int32_t kExcess = 128;
-using Sums = i32x;
-struct Weights {
-  __m128i even, odd;  // steps of k
-};
-using Activations = Weights;
-static inline Weights load_weights(const uint8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm_and_si128(bytes, _mm_set1_epi16(255)), _mm_srli_epi16(bytes, 8)};
-}
-static inline Activations spread(int32_t four) {
-  const __m128i bytes = _mm_set1_epi32(four);
-  return {_mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8), _mm_srai_epi16(bytes, 8)};
-}
-static inline Activations load_activations(const int16_t* p) {
-  int32_t even, odd;
-  std::memcpy(&even, p, sizeof even);
-  std::memcpy(&odd, p + 2, sizeof odd);
-  return {_mm_set1_epi32(even), _mm_set1_epi32(odd)};
-}
-static inline Sums add_products(Sums sums, Weights weights, Activations activations) {
-  sums += reinterpret_cast<i32x>(_mm_madd_epi16(weights.even, activations.even));
-  return sums + reinterpret_cast<i32x>(_mm_madd_epi16(weights.odd, activations.odd));
+  sums += sums_of_pairs(weights.even, activations.even);
+  return sums + sums_of_pairs(weights.odd, activations.odd);
 }
 static inline i32x total(Sums sums) { return sums; }
 #elif defined(__ARM_FEATURE_DOTPROD) && defined(POCKETLM_NEON)
