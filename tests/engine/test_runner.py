@@ -6,11 +6,10 @@ import numpy as np
 from fake_decoder import FakeDecoder, expected_prompt_logprobs
 from numpy.testing import assert_array_equal
 
-from pocketlm.engine import runner as runner_module
-from pocketlm.engine.batch import ComputedSequence, ScheduledSequence
-from pocketlm.engine.runner import Runner, forward_inputs, parameter_columns
+from pocketlm.engine.batch import Batch, ComputedSequence, ScheduledSequence
+from pocketlm.engine.runner import Draws, Runner, forward_inputs
 from pocketlm.engine.sequence import Sequence
-from pocketlm.kernels.inputs import Float32Array, SamplingInputs, SamplingOutputs
+from pocketlm.kernels.inputs import Float32Array, ForwardInputs, SamplingInputs, SamplingOutputs
 from pocketlm.outputs import TokenLogprobs
 from pocketlm.sampling import MAX_SEED, SamplingParams
 
@@ -45,12 +44,16 @@ def scheduled(
     return ScheduledSequence(seq, num_scheduled)
 
 
+def inputs_of(batch: Batch) -> ForwardInputs:
+    return forward_inputs(batch, [item.num_draws for item in batch])
+
+
 def sampling_inputs(sequences: list[Sequence]) -> SamplingInputs:
-    return runner_module.sampling_inputs(sequences, parameter_columns([seq.params for seq in sequences]))
+    return Draws(sequences).inputs()
 
 
 def test_forward_inputs_of_a_whole_prompt_a_chunk_and_a_decode_step() -> None:
-    inputs = forward_inputs(
+    inputs = inputs_of(
         [
             scheduled(make_sequence(3), 0, 3, [5]),
             scheduled(make_sequence(40), 14, 4, [7, 2]),
@@ -132,7 +135,7 @@ def test_a_new_sequence_has_its_parameters_as_they_are_when_it_begins() -> None:
 
 def test_a_draft_is_computed_after_the_pending_token_and_drawn_from_at_each_row() -> None:
     item = scheduled(make_sequence(15, output=(90,)), 15, 1, [5, 3])._replace(draft_token_ids=(70, 71))
-    inputs = forward_inputs([item])
+    inputs = inputs_of([item])
     assert_array_equal(inputs.token_ids, [90, 70, 71])
     assert_array_equal(inputs.positions, [15, 16, 17])
     assert_array_equal(inputs.slot_mapping, [95, 48, 49])
@@ -241,7 +244,7 @@ REPORTING = SamplingParams(temperature=0, prompt_logprobs=2)
 
 
 def test_the_rows_of_those_who_draw_come_first_then_those_of_prompts() -> None:
-    inputs = forward_inputs(
+    inputs = inputs_of(
         [
             scheduled(make_sequence(4, REPORTING), 0, 4, [5]),  # rows 0 to 3: reports 0, 1, 2 and draws
             scheduled(make_sequence(3), 0, 3, [6]),  # rows 4 to 6: draws

@@ -29,14 +29,12 @@ class Runner:
     def __init__(self, decoder: Decoder, kv_cache: KVCache) -> None:
         self._decoder = decoder
         self._kv_cache = kv_cache
-        # Mostly the same sequences draw in step after step: those of the last one, and their parameters.
-        self._sequences: list[Sequence] = []
-        self._columns = parameter_columns([])
+        self._draws = Draws([])  # mostly the same sequences draw in step after step
 
     def run(self, batch: Batch) -> list[ComputedSequence]:
         """Compute the scheduled tokens, and draw the next one of each sequence that reached its end."""
-        logits = self._decoder.forward(forward_inputs(batch), self._kv_cache)  # [R, V]
         num_draws = [item.num_draws for item in batch]
+        logits = self._decoder.forward(forward_inputs(batch, num_draws), self._kv_cache)  # [R, V]
         num_drawn = sum(num_draws)
         drawn = iter(self._draw(batch, num_draws, logits[:num_drawn]))
         computed = []
@@ -64,10 +62,9 @@ class Runner:
         ]
         if not sequences:
             return []
-        if sequences != self._sequences:
-            self._sequences = sequences
-            self._columns = parameter_columns([seq.params for seq in sequences])
-        outputs = self._decoder.sample(logits, sampling_inputs(sequences, self._columns))
+        if sequences != self._draws.sequences:
+            self._draws = Draws(sequences)
+        outputs = self._decoder.sample(logits, self._draws.inputs())
         drawn = []
         for row, (seq, token_id) in enumerate(zip(sequences, outputs.token_ids.tolist(), strict=True)):
             if token_id < 0:
@@ -96,8 +93,8 @@ class Runner:
         ]
 
 
-def forward_inputs(batch: Batch) -> ForwardInputs:
-    """The next tokens of each of S sequences, T in all."""
+def forward_inputs(batch: Batch, num_draws: list[int]) -> ForwardInputs:
+    """The next tokens of each of S sequences, T in all; `num_draws` is that of each item."""
     sequences = [item.seq for item in batch]
     counts = [item.num_tokens for item in batch]
     ends = [seq.num_computed_tokens + count for seq, count in zip(sequences, counts, strict=True)]
@@ -105,9 +102,13 @@ def forward_inputs(batch: Batch) -> ForwardInputs:
     for (seq, _, draft_token_ids), end in zip(batch, ends, strict=True):
         token_ids += seq.token_ids[seq.num_computed_tokens : end]  # the draft lies beyond their end
         token_ids += draft_token_ids
-    width = max(len(seq.block_table) for seq in sequences)
+    width = max([len(seq.block_table) for seq in sequences])
+    blocks: list[int] = []
+    for seq in sequences:
+        blocks += seq.block_table
+        blocks += [0] * (width - len(seq.block_table))
 
-    block_tables = _int32(seq.block_table + [0] * (width - len(seq.block_table)) for seq in sequences)
+    block_tables = _int32(blocks).reshape(-1, width)  # [S, B]
     context_lens = _int32(ends)  # [S]
     query_starts = _starts(counts)  # [S + 1]
     rows = np.repeat(np.arange(len(batch)), counts)  # [T] which sequence
@@ -119,28 +120,49 @@ def forward_inputs(batch: Batch) -> ForwardInputs:
         block_tables=block_tables,
         context_lens=context_lens,
         query_starts=query_starts,
-        logit_rows=logit_rows(batch, query_starts),
+        logit_rows=logit_rows(batch, num_draws, query_starts),
     )
 
 
-def logit_rows(batch: Batch, query_starts: Int32Array) -> Int32Array:
+def logit_rows(batch: Batch, num_draws: list[int], query_starts: Int32Array) -> Int32Array:
     """The tokens whose logits are wanted: first the last ones of those who draw, then those of prompts."""
-    drawing = _int32(
-        row
-        for item, end in zip(batch, query_starts[1:].tolist(), strict=True)
-        for row in range(end - item.num_draws, end)
-    )
-    prompts = _int32(
-        start + position - item.seq.num_computed_tokens
-        for item, start in zip(batch, query_starts[:-1].tolist(), strict=True)
-        for position in item.prompt_logits
-    )
-    return np.concatenate([drawing, prompts])
+    starts = query_starts.tolist()
+    rows = [row for end, num in zip(starts[1:], num_draws, strict=True) for row in range(end - num, end)]
+    for item, start in zip(batch, starts[:-1], strict=True):
+        if item.seq.wants_prompt_logits:
+            rows += [start + position - item.seq.num_computed_tokens for position in item.prompt_logits]
+    return _int32(rows)
 
 
-def parameter_columns(params: list[SamplingParams]) -> dict[str, NDArray[Any]]:
-    """Those fields of SamplingInputs that R sequences have from their parameters alone."""
+class Draws:
+    """How to draw the next token of each of R sequences, while it is the same sequences."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        self._columns = parameter_columns(sequences)
+        # What grows with a sequence costs its length at every step, so only those who need it pay.
+        self._has_history = any(_uses_history(seq.params) for seq in sequences)
+        self._has_bans = any(seq.params.min_tokens for seq in sequences)
+
+    def inputs(self) -> SamplingInputs:
+        """As the sequences are now."""
+        columns = self._columns | {"position": _int32([seq.num_tokens for seq in self.sequences])}
+        if self._has_history:
+            histories = [seq.token_ids if _uses_history(seq.params) else [] for seq in self.sequences]
+            columns |= history_columns(self.sequences, histories)
+        if self._has_bans:
+            columns |= banned_columns([seq.banned_ids for seq in self.sequences])
+        return SamplingInputs(**columns)
+
+
+def parameter_columns(sequences: list[Sequence]) -> dict[str, NDArray[Any]]:
+    """What SamplingInputs has of R sequences for good, if none of them uses its history or bans a token."""
+    params = [seq.params for seq in sequences]
+    nothing: list[list[int]] = [[] for _ in sequences]
     return {
+        **history_columns(sequences, nothing),
+        **banned_columns(nothing),
+        "seed": np.array([seq.seed for seq in sequences], np.uint64),
         "temperature": _float32(p.temperature for p in params),
         "top_k": _int32(p.top_k for p in params),
         "top_p": _float32(p.top_p for p in params),
@@ -155,23 +177,21 @@ def parameter_columns(params: list[SamplingParams]) -> dict[str, NDArray[Any]]:
     }
 
 
-def sampling_inputs(sequences: list[Sequence], columns: dict[str, NDArray[Any]]) -> SamplingInputs:
-    """How to draw the next token of each of R sequences; `columns` are those of their parameters."""
-    # Copying a history costs its length at every step, so only those who need it pay.
-    histories = [seq.token_ids if _uses_history(seq.params) else [] for seq in sequences]
-    banned_ids = [seq.banned_ids for seq in sequences]
-    return SamplingInputs(
-        **columns,
-        seed=np.array([seq.seed for seq in sequences], np.uint64),
-        position=_int32(seq.num_tokens for seq in sequences),
-        history=_int32(token_id for history in histories for token_id in history),
-        history_starts=_starts(map(len, histories)),
-        num_prompt_tokens=_int32(
+def history_columns(sequences: list[Sequence], histories: list[list[int]]) -> dict[str, NDArray[Any]]:
+    return {
+        "history": _int32(token_id for history in histories for token_id in history),
+        "history_starts": _starts(map(len, histories)),
+        "num_prompt_tokens": _int32(
             seq.num_prompt_tokens if history else 0 for seq, history in zip(sequences, histories, strict=True)
         ),
-        banned_ids=_int32(token_id for ids in banned_ids for token_id in ids),
-        banned_starts=_starts(map(len, banned_ids)),
-    )
+    }
+
+
+def banned_columns(banned_ids: list[list[int]]) -> dict[str, NDArray[Any]]:
+    return {
+        "banned_ids": _int32(token_id for ids in banned_ids for token_id in ids),
+        "banned_starts": _starts(map(len, banned_ids)),
+    }
 
 
 def _token_logprobs(outputs: SamplingOutputs | LogprobOutputs, row: int) -> TokenLogprobs:
