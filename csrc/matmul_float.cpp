@@ -104,7 +104,7 @@ static void multiply(const typename Format::Weight* panel, int k, const typename
   const int num_tiles = (num_rows + kRows - 1) / kRows;
   const Tile* tiles = num_tiles == 1 ? kSingle : kOfMany;
   const int64_t num_steps = round_up(k, Format::kDepth) / Format::kDepth;
-  Prefetch ahead = Prefetch::of(panel, num_steps, kPanelColumns * Format::kDepth * sizeof(*panel), num_tiles,
+  Prefetch ahead = Prefetch::of(panel, num_steps, kPanelColumns * Format::kDepth * sizeof(*panel),
                                 num_tiles * (kPanelColumns / kColumns));
   for (int first = 0; first < kPanelColumns; first += kColumns) {
     for (int i = 0, row = 0; i < num_tiles; ++i) {

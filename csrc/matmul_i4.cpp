@@ -14,18 +14,17 @@ namespace pocketlm::POCKETLM_ISA {
 
 typedef uint8_t u8x __attribute__((vector_size(4 * kLanes)));
 
-constexpr int kRegistersPerVector =
-    (sizeof(i4::Sums) + sizeof(f32x)) / sizeof(f32x);  // of columns, for one row
-constexpr int kRows = kRegistersPerVector == 2 ? 6 : 4;
+constexpr int kRegistersPerProduct = sizeof(i4::Sums) / sizeof(f32x);
+constexpr int kRows = kRegistersPerProduct == 1 ? 6 : 4;
 // Weights are stored plus 8. Unpacked they stay so, but where the dot product takes off 128 by itself.
 constexpr int kGroupExcess = kExcess == 0 ? 0 : 8;
 constexpr uint8_t kToUnpacked = kExcess == 0 ? 120 : 0;
 
-// How many vectors of columns a tile of so many rows is wide: what it adds up takes three of four registers
-// at most.
+// How many vectors of columns a tile of so many rows is wide: its sums and the products of one of them take
+// three of four registers at most.
 constexpr int width(int num_rows) {
   int vectors = kPanelColumns / kLanes;
-  while (num_rows * vectors * kRegistersPerVector > kRegisters * 3 / 4) vectors /= 2;
+  while (num_rows * (vectors + kRegistersPerProduct) > kRegisters * 3 / 4) vectors /= 2;
   return vectors;
 }
 
@@ -43,27 +42,24 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   for (int i = 0; i < k; i += kGroupSize, panel += kGroupBytes) {
     if (row == 0 && first == 0)
       for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(panel + kBytesAhead + line, 0, 2);
-    i4::Sums products[kNumRows][kVectors] = {};
-    for (int j = 0; j < kGroupSize; j += 8) {
-      for (int v = 0; v < kVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
+      i4::Sums products[kNumRows] = {};
+      for (int j = 0; j < kGroupSize; j += 8) {
         u8x both;  // k = i + j to i + j + 3 in the low halves, the next four in the high ones
         std::memcpy(&both, panel + (j / 8 * kPanelColumns + first + v * kLanes) * 4, sizeof both);
         const i4::Weights low = weights_of((both & 15) + kToUnpacked),
                           high = weights_of((both >> 4) + kToUnpacked);
         for (int r = 0; r < kNumRows; ++r) {
           const int8_t* eight = values + r * x.stride + i + j;
-          products[r][v] = i4::add_products(products[r][v], low, i4::load_activations(eight));
-          products[r][v] = i4::add_products(products[r][v], high, i4::load_activations(eight + 4));
+          products[r] = i4::add_products(products[r], low, i4::load_activations(eight));
+          products[r] = i4::add_products(products[r], high, i4::load_activations(eight + 4));
         }
       }
-    }
-    for (int v = 0; v < kVectors; ++v) {
       const uint8_t* place = panel + kGroupBytes - kPanelColumns + first + v * kLanes;
       const f32x scales = load(reinterpret_cast<const int8_t*>(place));
       for (int r = 0; r < kNumRows; ++r) {
         const int32_t excess = kGroupExcess * group_sums[r * num_groups + i / kGroupSize];
-        sums[r][v] =
-            fma(scales, __builtin_convertvector(i4::total(products[r][v]) - excess, f32x), sums[r][v]);
+        sums[r][v] = fma(scales, __builtin_convertvector(i4::total(products[r]) - excess, f32x), sums[r][v]);
       }
     }
   }

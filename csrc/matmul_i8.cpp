@@ -61,7 +61,7 @@ void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const Qu
   const int num_columns = kLanes * (num_tiles == 1 ? width(num_rows) : kAll);
   const int64_t num_steps = round_up(k, 4) / 4;
   Prefetch ahead =
-      Prefetch::of(panel, num_steps, 4 * kPanelColumns, num_tiles, num_tiles * (kPanelColumns / num_columns));
+      Prefetch::of(panel, num_steps, 4 * kPanelColumns, num_tiles * (kPanelColumns / num_columns));
   for (int first = 0; first < kPanelColumns; first += num_columns) {
     for (int i = 0, row = 0; i < num_tiles; ++i) {
       const int height = (num_rows - row) / (num_tiles - i);  // as even as can be

@@ -1,23 +1,23 @@
 // Asking for weights ahead of their use.
 //
-// A panel is read from memory once and from cache by all tiles after the first. So that the first need not
-// wait either, the tiles ask in even shares for the panel that follows in memory: the same thread most
-// often takes it next. A single tile passes too fast for that and asks for its own panel's next weights.
+// A panel is read from memory once and from cache in all passes after the first. So that the first need not
+// wait either, they ask in even shares for the panel that follows in memory: the same thread most often
+// takes it next. A single pass is too fast for that and asks for its own panel's next weights.
 #pragma once
 
 #include "kernels.h"
 
 namespace pocketlm::POCKETLM_ISA {
 
-constexpr int kBytesAhead = 8192;  // within its own panel, of a single tile
+constexpr int kBytesAhead = 8192;  // within its own panel, of a single pass
 
 struct Prefetch {
   const char* next;
   int64_t bytes;  // further in every step of a tile
 
   // For tiles that pass the panel `num_passes` times, `num_steps` steps each, of so many bytes of it.
-  static Prefetch of(const void* panel, int64_t num_steps, int step_bytes, int num_tiles, int num_passes) {
-    return {static_cast<const char*>(panel) + (num_tiles == 1 ? kBytesAhead : num_steps * step_bytes),
+  static Prefetch of(const void* panel, int64_t num_steps, int step_bytes, int num_passes) {
+    return {static_cast<const char*>(panel) + (num_passes == 1 ? kBytesAhead : num_steps * step_bytes),
             (step_bytes + num_passes - 1) / num_passes};
   }
 
