@@ -20,11 +20,14 @@ constexpr int kRows = kRegistersPerProduct == 1 ? 6 : 4;
 constexpr int kGroupExcess = kExcess == 0 ? 0 : 8;
 constexpr uint8_t kToUnpacked = kExcess == 0 ? 120 : 0;
 
-// How many vectors of columns a tile of so many rows is wide: its sums and the products of one of them take
-// three of four registers at most.
+// Whether the sums of a tile and the products of so many of its vectors take three of four registers at most.
+constexpr bool fits(int num_rows, int num_vectors, int num_together) {
+  return num_rows * (num_vectors + num_together * kRegistersPerProduct) <= kRegisters * 3 / 4;
+}
+// How many vectors of columns a tile of so many rows is wide.
 constexpr int width(int num_rows) {
   int vectors = kPanelColumns / kLanes;
-  while (num_rows * (vectors + kRegistersPerProduct) > kRegisters * 3 / 4) vectors /= 2;
+  while (!fits(num_rows, vectors, 1)) vectors /= 2;
   return vectors;
 }
 
@@ -35,6 +38,7 @@ static inline i4::Weights weights_of(u8x numbers) {
 template <int kNumRows, int kVectors>
 static void tile(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int64_t row,
                  int column, int first, const Output& out) {
+  constexpr int kTogether = fits(kNumRows, kVectors, kVectors) ? kVectors : 1;
   f32x sums[kNumRows][kVectors] = {};
   const int64_t num_groups = x.stride / kGroupSize;
   const int8_t* values = x.values + row * x.stride;
@@ -42,24 +46,29 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
   for (int i = 0; i < k; i += kGroupSize, panel += kGroupBytes) {
     if (row == 0 && first == 0)
       for (int line = 0; line < kGroupBytes; line += 64) __builtin_prefetch(panel + kBytesAhead + line, 0, 2);
-    for (int v = 0; v < kVectors; ++v) {
-      i4::Sums products[kNumRows] = {};
+    for (int start = 0; start < kVectors; start += kTogether) {
+      i4::Sums products[kNumRows][kTogether] = {};
       for (int j = 0; j < kGroupSize; j += 8) {
-        u8x both;  // k = i + j to i + j + 3 in the low halves, the next four in the high ones
-        std::memcpy(&both, panel + (j / 8 * kPanelColumns + first + v * kLanes) * 4, sizeof both);
-        const i4::Weights low = weights_of((both & 15) + kToUnpacked),
-                          high = weights_of((both >> 4) + kToUnpacked);
-        for (int r = 0; r < kNumRows; ++r) {
-          const int8_t* eight = values + r * x.stride + i + j;
-          products[r] = i4::add_products(products[r], low, i4::load_activations(eight));
-          products[r] = i4::add_products(products[r], high, i4::load_activations(eight + 4));
+        for (int v = 0; v < kTogether; ++v) {
+          u8x both;  // k = i + j to i + j + 3 in the low halves, the next four in the high ones
+          std::memcpy(&both, panel + (j / 8 * kPanelColumns + first + (start + v) * kLanes) * 4, sizeof both);
+          const i4::Weights low = weights_of((both & 15) + kToUnpacked),
+                            high = weights_of((both >> 4) + kToUnpacked);
+          for (int r = 0; r < kNumRows; ++r) {
+            const int8_t* eight = values + r * x.stride + i + j;
+            products[r][v] = i4::add_products(products[r][v], low, i4::load_activations(eight));
+            products[r][v] = i4::add_products(products[r][v], high, i4::load_activations(eight + 4));
+          }
         }
       }
-      const uint8_t* place = panel + kGroupBytes - kPanelColumns + first + v * kLanes;
-      const f32x scales = load(reinterpret_cast<const int8_t*>(place));
-      for (int r = 0; r < kNumRows; ++r) {
-        const int32_t excess = kGroupExcess * group_sums[r * num_groups + i / kGroupSize];
-        sums[r][v] = fma(scales, __builtin_convertvector(i4::total(products[r]) - excess, f32x), sums[r][v]);
+      for (int v = 0; v < kTogether; ++v) {
+        const uint8_t* place = panel + kGroupBytes - kPanelColumns + first + (start + v) * kLanes;
+        const f32x scales = load(reinterpret_cast<const int8_t*>(place));
+        for (int r = 0; r < kNumRows; ++r) {
+          const int32_t excess = kGroupExcess * group_sums[r * num_groups + i / kGroupSize];
+          f32x& sum = sums[r][start + v];
+          sum = fma(scales, __builtin_convertvector(i4::total(products[r][v]) - excess, f32x), sum);
+        }
       }
     }
   }
