@@ -55,9 +55,16 @@ def fake_model(decoder: FakeDecoder, **changes: Any) -> LoadedModel:
 @dataclass
 class RunningServer:
     url: str
-    model: LoadedModel  # the first one
+    registry: Registry
     client: httpx.Client  # may be used from many threads
     app: FastAPI
+
+    @property
+    def model(self) -> LoadedModel:
+        """The first one; it has to be loaded."""
+        model = self.registry.entries()[0].model
+        assert model is not None
+        return model
 
     def sample(self, name: str, **labels: str) -> float:
         """One sample of /metrics; 0 if it is not there."""
@@ -85,9 +92,7 @@ def running_server(models: LoadedModel | Registry, **config: Any) -> Iterator[Ru
         limits = httpx.Limits(max_connections=256)
         with httpx.Client(base_url=address, timeout=60, limits=limits) as client:
             wait_until(lambda: server.started or not thread.is_alive())
-            model = registry.entries()[0].model
-            assert model is not None
-            yield RunningServer(address, model, client, app)
+            yield RunningServer(address, registry, client, app)
     finally:
         server.should_exit = True
         thread.join(timeout=30)
