@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import threading
@@ -17,6 +18,8 @@ from served import RunningServer, bundled_model, fake_model, is_idle, running_se
 
 from pocketlm.config import EngineConfig
 from pocketlm.loading import load_model
+from pocketlm.server.flights import Flight
+from pocketlm.server.runs import Run
 
 ROUTES = {
     "/generate": {"prompt": "!"},
@@ -277,3 +280,19 @@ def test_many_streams_at_once_are_each_as_alone(server: RunningServer) -> None:
     for i, body in enumerate(bodies):
         alone = server.client.post("/generate", json={**body, "cache": False}).json()
         assert results[i] == alone["generated_text"]
+
+
+@pytest.mark.parametrize("body", [{}, {"cache": False}, {"num_return_sequences": 2}])
+def test_what_a_request_held_is_free_when_it_has_ended(server: RunningServer, body: dict[str, Any]) -> None:
+    """Not only when the garbage collector next comes by, which halts every stream."""
+    wait_until(lambda: (not count(Run) and not count(Flight)) or bool(gc.collect()))
+    gc.disable()
+    try:
+        stream(server, "/generate", prompt="Once", max_length=20, seed=11, **body)
+        wait_until(lambda: not count(Run) and not count(Flight))
+    finally:
+        gc.enable()
+
+
+def count(kind: type) -> int:
+    return sum(isinstance(thing, kind) for thing in gc.get_objects())

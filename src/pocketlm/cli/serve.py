@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Annotated, Any
 
@@ -72,5 +73,9 @@ def serve(
             key=" -H 'Authorization: Bearer YOUR_KEY'" if has_keys else "",
         )
     )
-    server.run(sockets=[sock])
+    gc.freeze()  # code and routes stay: to look through them again and again would halt every stream
+    try:
+        server.run(sockets=[sock])
+    finally:
+        gc.unfreeze()  # so that all is freed in the end, the compiled core's too
     leave()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pocketlm.async_engine import AsyncEngine
+from pocketlm.async_engine import AsyncEngine, Job
 from pocketlm.errors import EngineError, IdempotencyConflict, NonFiniteLogits, PocketLMError
 from pocketlm.generation import Generation, Piece
 from pocketlm.outputs import FinishReason, RequestOutput, Timing
@@ -54,11 +54,10 @@ class Flight:
         self._last_at: list[float | None] = [None] * len(generation.output.outputs)
         self._storing: asyncio.Task[None] | None = None
         self._on_close: Callable[[], None] = lambda: None
-        self._job = engine.submit(generation, self, owner=owner)
-
-    @property
-    def timing(self) -> Timing:
-        return self._job.timing
+        job = engine.submit(generation, self, owner=owner)
+        self._job: Job | None = job  # until it is over: each knows the other, and nobody would free them
+        self._submitted_at = job.submitted_at
+        self.timing: Timing = job.timing
 
     def join(self, reader: Reader) -> None:
         """Tell `reader` everything so far, and from now on."""
@@ -73,7 +72,7 @@ class Flight:
         """`reader` wants to hear no more; if it was the last one, the generation is aborted."""
         if reader in self._readers:
             self._readers.remove(reader)
-            if not self._readers and self._storing is None:
+            if not self._readers and self._storing is None and self._job is not None:
                 self._engine.cancel(self._job)
                 self._count([reason])
                 self._close(Ended(None))
@@ -112,7 +111,7 @@ class Flight:
 
     def _close(self, ended: Ended) -> None:
         self._on_close()
-        self._ended = ended
+        self._ended, self._job = ended, None
         readers, self._readers = self._readers, []
         for reader in readers:
             reader(ended)
@@ -123,7 +122,7 @@ class Flight:
         if last_at is not None:
             self._metrics.inter_token(self._model, at - last_at)
         elif all(other is None for other in self._last_at):
-            self._metrics.first_token(self._model, at - self._job.submitted_at)
+            self._metrics.first_token(self._model, at - self._submitted_at)
             self._metrics.prompt_tokens(self._model, len(self.output.prompt_token_ids))
         self._last_at[piece.index] = at
 
@@ -132,7 +131,7 @@ class Flight:
             self._model,
             reasons,
             self.timing,
-            time.monotonic() - self._job.submitted_at,
+            time.monotonic() - self._submitted_at,
             len(self.output.prompt_token_ids),
             sum(len(completion.token_ids) for completion in self.output.outputs),
         )

@@ -43,7 +43,8 @@ class Run:
         self._inbox: list[tuple[int, Piece | Ended] | _Deadline | _Beat] = []
         self._has_mail = asyncio.Event()
         self._sources: list[RequestOutput] = []  # of `outputs`, in the same order
-        self._flights: list[tuple[Flight, Reader]] = []
+        self._flights: list[tuple[Flight, Reader]] = []  # not left yet
+        self._timings: list[Timing] = []  # of all its flights
         self._num_under_way = 0
         self._alarm = self._loop.call_at(deadline, self._put, _Deadline())
         self._beat = None if beat_s is None else self._loop.call_later(beat_s, self._on_beat)
@@ -62,6 +63,7 @@ class Run:
         prompt_index = self._add(flight.output)
         reader = partial(self._arrived, prompt_index)
         self._flights.append((flight, reader))
+        self._timings.append(flight.timing)
         flight.join(reader)
 
     async def batches(self) -> AsyncIterator[list[Arrival]]:
@@ -98,7 +100,7 @@ class Run:
     @property
     def timing(self) -> Timing:
         """Over all prompts: the longest times, the sums of the rest."""
-        timings = [flight.timing for flight, _ in self._flights]
+        timings = self._timings
         cpu = [timing.cpu_s for timing in timings]
         return Timing(
             queue_s=max((timing.queue_s for timing in timings), default=0.0),
@@ -121,7 +123,8 @@ class Run:
         if self._beat is not None:
             self._beat.cancel()
         reason = FinishReason.TIMEOUT if self.is_timed_out else FinishReason.ABORT
-        for flight, reader in self._flights:
+        while self._flights:  # emptied: the readers know this run
+            flight, reader = self._flights.pop()
             flight.leave(reader, reason)
 
     def _add(self, output: RequestOutput) -> int:
