@@ -72,8 +72,9 @@ class Flight:
         """`reader` wants to hear no more; if it was the last one, the generation is aborted."""
         if reader in self._readers:
             self._readers.remove(reader)
-            if not self._readers and self._storing is None and self._job is not None:
+            if not self._readers and self._job is not None:
                 self._engine.cancel(self._job)
+                self._job = None
                 self._count([reason])
                 self._close(Ended(None))
 
@@ -88,6 +89,7 @@ class Flight:
             reader(piece)
 
     def on_end(self, error: PocketLMError | None) -> None:
+        self._job = None
         if isinstance(error, NonFiniteLogits):
             self._metrics.corrupted(self._model)
         if isinstance(error, EngineError):
@@ -111,7 +113,7 @@ class Flight:
 
     def _close(self, ended: Ended) -> None:
         self._on_close()
-        self._ended, self._job = ended, None
+        self._ended = ended
         readers, self._readers = self._readers, []
         for reader in readers:
             reader(ended)

@@ -100,14 +100,13 @@ class Run:
     @property
     def timing(self) -> Timing:
         """Over all prompts: the longest times, the sums of the rest."""
-        timings = self._timings
-        cpu = [timing.cpu_s for timing in timings]
+        cpu = [timing.cpu_s for timing in self._timings]
         return Timing(
-            queue_s=max((timing.queue_s for timing in timings), default=0.0),
-            prefill_s=max((timing.prefill_s for timing in timings), default=0.0),
-            decode_s=max((timing.decode_s for timing in timings), default=0.0),
+            queue_s=max((timing.queue_s for timing in self._timings), default=0.0),
+            prefill_s=max((timing.prefill_s for timing in self._timings), default=0.0),
+            decode_s=max((timing.decode_s for timing in self._timings), default=0.0),
             cpu_s=None if None in cpu else sum(filter(None, cpu)),
-            num_cached_tokens=sum(timing.num_cached_tokens for timing in timings),
+            num_cached_tokens=sum(timing.num_cached_tokens for timing in self._timings),
         )
 
     def end_by(self, deadline: float) -> None:
