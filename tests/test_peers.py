@@ -6,21 +6,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
-from peers import report
-from peers.__main__ import halves
+from peers import limits, processes, report
+from peers.__main__ import Entrant, Rounds, halves, measure
 from peers.checkpoint import vocabulary
 from peers.child import one_line
 from peers.limits import BYTES, HEAD_WEIGHTS, LAYER_WEIGHTS, MIB, Limits, least_s
 from peers.marks import MARKS, Run, against, served, share_in_int8
 from peers.processes import Failed, InProcess
 from peers.results import Results, Row
-from peers.variant import timed
-from peers.workload import CASES, WORD_IDS, WORDS
+from peers.variant import Variant, timed
+from peers.workload import CASES, WORD_IDS, WORDS, Case
 
 OURS, OUR_INT8 = Row("pocketlm", "float32", 32), Row("pocketlm", "int8", 8)
 OUR_SERVER = Row("pocketlm", "int8", 8, is_served=True)
@@ -182,6 +185,56 @@ def test_a_row_without_figures_shows_its_reason() -> None:
     value = json.loads(json.dumps(report.value(run, {"date": "today"})))
     assert value["tokens_per_s"]["pocketlm int8"]["1 stream"] == 128
     assert value["reasons"] == {"other int8": "could not be built"}
+
+
+@dataclass
+class Told:
+    """A process that takes these seconds for each case, and a failure where it takes none."""
+
+    took: dict[str, float | None]
+    asked: list[str] = field(default_factory=list)
+
+    def seconds(self, case: Case, round_number: int) -> float:
+        self.asked.append(f"{case.name} {round_number}")
+        seconds = self.took[case.name]
+        if seconds is None:
+            raise Failed("took over 180 s")
+        return seconds
+
+    def end(self) -> None:
+        self.asked.append("ended")
+
+
+def test_what_takes_minutes_is_asked_once_and_what_fails_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "compile_program", lambda folder: folder)
+    monkeypatch.setattr(Limits, "measure", lambda *args: None)
+    slow = Told({"1 stream": 1.0, "16 streams": 61.0})
+    failing = Told({"1 stream": 1.0, "16 streams": None})
+    group = [
+        Entrant(row, processes, Variant(8), cast(InProcess, process))
+        for row, process in ((FAST, failing), (SLOW, slow))
+    ]
+    run = run_of({})
+    cases = [CASES["1 stream"], CASES["16 streams"]]
+    assert measure(group, cases, Rounds(1, 2, time.monotonic() + 60), run) == 2
+    assert slow.asked == [
+        *("1 stream 0", "16 streams 0"),  # the round that warms up
+        *("1 stream 1", "16 streams 1"),
+        "1 stream 2",
+    ]
+    assert run.results.rounds(SLOW, "16 streams") == {1: 61.0}
+    assert run.results.rounds(SLOW, "1 stream") == {1: 1.0, 2: 1.0}
+    assert failing.asked == ["1 stream 0", "16 streams 0", "ended"]
+    assert run.results.reasons == {FAST: "16 streams: took over 180 s"}
+
+
+def test_a_round_that_would_end_too_late_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "compile_program", lambda folder: folder)
+    monkeypatch.setattr(Limits, "measure", lambda *args: None)
+    told = Told({"1 stream": 50.0})
+    group = [Entrant(FAST, processes, Variant(8), cast(InProcess, told))]
+    assert measure(group, [CASES["1 stream"]], Rounds(1, 3, time.monotonic() + 40), run_of({})) == 1
+    assert told.asked == ["1 stream 0", "1 stream 1"]
 
 
 def test_servers_do_not_share_the_memory_with_engines_in_process() -> None:

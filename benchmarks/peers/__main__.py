@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +33,7 @@ from peers.workload import CASES, Case, TokenIds
 from pocketlm.hardware import cpu_model
 from pocketlm.kernels import isa
 
+SLOW_S = 60  # a case that takes longer is measured once
 ENGINES = ("pocketlm", "openvino", "llamacpp", "transformers", "ctranslate2", "vllm")
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".bench"
@@ -47,6 +48,7 @@ class Entrant:
     engine: ModuleType
     variant: Variant
     process: InProcess | Server | None = None
+    slow_cases: set[str] = field(default_factory=set)  # as it turned out
 
     @property
     def home(self) -> Path:
@@ -55,8 +57,8 @@ class Entrant:
     def takes(self, case: Case) -> bool:
         return case.over_http if self.row.is_served else case.name in self.variant.cases
 
-    def is_due(self, round_number: int) -> bool:
-        return round_number == 1 or not (self.variant.is_slow or self.variant.is_exact)
+    def is_once(self, case: Case) -> bool:
+        return self.variant.is_slow or self.variant.is_exact or case.name in self.slow_cases
 
     def start(self) -> InProcess | Server:
         environment = {"PYTHONPATH": str(ROOT / "benchmarks"), **getattr(self.engine, "ENVIRONMENT", {})}
@@ -83,11 +85,11 @@ def halves(engines: list[str], cases: list[Case]) -> Iterator[tuple[list[Entrant
     in_process = [case for case in cases if not case.over_http]
     over_http = [case for case in cases if case.over_http]
     if in_process:
-        field = entrants(engines, is_served=False)
-        yield [e for e in field if e.variant.is_exact or any(map(e.takes, in_process))], in_process
+        engines_alone = entrants(engines, is_served=False)
+        yield [e for e in engines_alone if e.variant.is_exact or any(map(e.takes, in_process))], in_process
     if over_http:
-        field = entrants(engines, is_served=False)
-        ours = [e for e in field if e.row.is_ours and e.variant.is_served]
+        engines_alone = entrants(engines, is_served=False)
+        ours = [e for e in engines_alone if e.row.is_ours and e.variant.is_served]
         yield [*ours, *entrants(engines, is_served=True)], [CASES["64 streams"], *over_http]
 
 
@@ -95,17 +97,17 @@ def say(words: str) -> None:
     print(f"{datetime.now():%H:%M:%S} {words}", file=sys.stderr, flush=True)
 
 
-def start_all(field: list[Entrant], results: Results, running: ExitStack) -> None:
+def start_all(group: list[Entrant], results: Results, running: ExitStack) -> None:
     unbuilt: dict[str, str] = {}  # engine -> reason
-    for engine in dict.fromkeys(entrant.row.engine for entrant in field):
-        [first, *_] = [entrant for entrant in field if entrant.row.engine == engine]
+    for engine in dict.fromkeys(entrant.row.engine for entrant in group):
+        [first, *_] = [entrant for entrant in group if entrant.row.engine == engine]
         say(f"{engine}: built below {first.home}, unless it was")
         first.home.mkdir(exist_ok=True)
         try:
             prepare(first.engine, first.home, MODEL)
         except BuildFailed as error:
             unbuilt[engine] = str(error)
-    for entrant in field:
+    for entrant in group:
         row = entrant.row
         if row.engine in unbuilt:
             results.reasons[row] = unbuilt[row.engine]
@@ -119,10 +121,10 @@ def start_all(field: list[Entrant], results: Results, running: ExitStack) -> Non
             fail(entrant, results, str(error))
 
 
-def compare_tokens(field: list[Entrant], results: Results) -> dict[Row, str]:
+def compare_tokens(group: list[Entrant], results: Results) -> dict[Row, str]:
     """How many of the first tokens are those of pocketlm in float32; for an exact row all must be."""
     tokens: dict[Row, TokenIds] = {}
-    for entrant in field:
+    for entrant in group:
         if isinstance(entrant.process, InProcess):
             try:
                 found = entrant.process.sanity_tokens()
@@ -133,7 +135,7 @@ def compare_tokens(field: list[Entrant], results: Results) -> dict[Row, str]:
                     tokens[entrant.row] = found
     ours = tokens.get(Row("pocketlm", "float32", 32))
     notes = {}
-    for entrant in field:
+    for entrant in group:
         theirs = tokens.get(entrant.row)
         if ours is not None and theirs is not None and theirs is not ours:
             pairs = zip(ours, theirs, strict=True)
@@ -160,31 +162,34 @@ class Rounds:
     deadline: float  # of time.monotonic(); no round begins that would end later
 
 
-def measure(field: list[Entrant], cases: list[Case], rounds: Rounds, run: Run) -> int:
+def measure(group: list[Entrant], cases: list[Case], rounds: Rounds, run: Run) -> int:
     """The number of rounds that there was time for."""
     program = limits.compile_program(WORK)
     longest_s = 0.0
     for number in range(rounds.num + 1):
         round_number = rounds.first - 1 + number
-        start = time.monotonic()
-        if number > 1 and start + longest_s > rounds.deadline:
+        if number > 1 and time.monotonic() + longest_s > rounds.deadline:
             return number - 1
+        round_s = 0.0  # of what every round has
         say(f"round {number} of {rounds.num}")
         if number:
             run.limits.measure(program, round_number)
         for case in cases:
             # To and fro, as what comes first in a round may find another machine than what comes last.
-            for entrant in field[:: 1 if number % 2 else -1]:
-                if entrant.process is not None and entrant.takes(case) and entrant.is_due(number):
+            for entrant in group[:: 1 if number % 2 else -1]:
+                is_due = entrant.takes(case) and (number == 1 or not entrant.is_once(case))
+                if entrant.process is not None and is_due:
                     try:
                         seconds = entrant.process.seconds(case, round_number)
                     except Failed as error:
-                        fail(entrant, run.results, str(error))
+                        fail(entrant, run.results, f"{case.name}: {error}")
                     else:
+                        if seconds > SLOW_S:
+                            entrant.slow_cases.add(case.name)
+                        round_s += seconds * (not entrant.is_once(case))
                         if number:
                             run.results.add(entrant.row, case.name, round_number, seconds)
-        if number != 1:  # which has what runs once
-            longest_s = max(longest_s, time.monotonic() - start)
+        longest_s = max(longest_s, round_s)
     return rounds.num
 
 
@@ -211,7 +216,7 @@ def main() -> None:
         checkpoint.write(half).rename(MODEL)
 
     run = Run([], Results(), limits.Limits())
-    field: list[Entrant] = []
+    everyone: list[Entrant] = []
     equal: dict[Row, str] = {}
     num_rounds: dict[str, int] = {}
     for group, their_cases in halves(engines, cases):
@@ -224,7 +229,7 @@ def main() -> None:
             where = "over HTTP" if is_last else "in process"
             num_rounds[where] = measure(group, their_cases, rounds, run) if args.rounds else 0
         new = [entrant for entrant in group if entrant.row not in run.rows]
-        field += new
+        everyone += new
         run.rows.extend(entrant.row for entrant in new)
 
     facts = {
@@ -233,11 +238,11 @@ def main() -> None:
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         "rounds": ", ".join(f"{num} {where}" for where, num in num_rounds.items())
         + "; of what is in float32 or takes minutes, one",
-        **{entrant.row.engine: versions(entrant.engine, entrant.home) for entrant in field},
+        **{entrant.row.engine: versions(entrant.engine, entrant.home) for entrant in everyone},
     }
     notes = {
         entrant.row: "; ".join(filter(None, [entrant.variant.settings, equal.get(entrant.row, "")]))
-        for entrant in field
+        for entrant in everyone
     }
     text = report.markdown(run, facts, notes)
     if any(num_rounds.values()):
