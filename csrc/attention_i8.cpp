@@ -89,7 +89,7 @@ static float weigh(float* scores, int length, int num_blocks, const HeadBlocks& 
     float* place = scores + b * kStride;
     for (int v = 0; v < kVectorsPerBlock; ++v) {
       const i32x rounded = round_to_int(weights[v] * rounding.inverse);
-      const i8x bytes = __builtin_convertvector(rounded, i8x);
+      const i8x bytes = low_bytes(rounded);
       std::memcpy(reinterpret_cast<int8_t*>(place) + v * kLanes, &bytes, sizeof bytes);
       if (kExcess)
         weight_sums = fma(__builtin_convertvector(rounded, f32x), broadcast(rounding.scale), weight_sums);
@@ -206,7 +206,7 @@ static float keep_row(const float* x, int head_dim, const Put& put) {
 void keep_i8(const float* key, const float* value, int head_dim, int row, uint8_t* keys, uint8_t* values) {
   const int width = padded_head_dim(head_dim), scales = kBlockSize * width + 4 * row;
   const float key_scale = keep_row(key, head_dim, [&](int d, i32x numbers) {
-    const i8x bytes = __builtin_convertvector(numbers, i8x);
+    const i8x bytes = low_bytes(numbers);
     int32_t fours[kLanes / 4];
     std::memcpy(fours, &bytes, sizeof bytes);
     for (int i = 0; i < kLanes; i += 4) std::memcpy(keys + (d + i) * kBlockSize + row * 4, fours + i / 4, 4);

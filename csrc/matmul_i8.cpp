@@ -84,7 +84,7 @@ void quantize(const float* x, int n, int8_t* values, float* scale, int32_t* sum)
   i32x sums = {};
   const auto put = [&](f32x v, int8_t* place, int width) {
     const i32x rounded = round_to_int(v * rounding.inverse);
-    const i8x bytes = __builtin_convertvector(rounded, i8x);
+    const i8x bytes = low_bytes(rounded);
     std::memcpy(place, &bytes, width);
     sums += rounded;
   };

@@ -167,6 +167,19 @@ static inline i32x round_to_int(f32x v) {
   return reinterpret_cast<i32x>(v + kRounder) - reinterpret_cast<i32x>(broadcast(kRounder));
 }
 
+static inline i8x low_bytes(i32x v) {
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+  // GCC 12's conversion takes lane after lane through a register of its own.
+  const __m256i fours = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(v), _mm256_set1_epi32(0x0c080400));
+  const __m128i bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  i8x low;
+  std::memcpy(&low, &bytes, sizeof low);
+  return low;
+#else
+  return __builtin_convertvector(v, i8x);
+#endif
+}
+
 // e^v to about 1e-7 relative; 0 below -87, e^88 above 88, NaN for NaN.
 // v = n ln 2 + r with |r| <= ln 2 / 2, and e^v = 2^n e^r, the latter by its Taylor series.
 static inline f32x exp(f32x v) {
