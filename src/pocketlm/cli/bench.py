@@ -197,15 +197,17 @@ def _bench_engine(names: Sequence[str], config: EngineConfig, plan: Plan) -> lis
     from pocketlm.bench.sweep import sweep
     from pocketlm.loading import load_model
 
-    _say(plan)
+    async def run() -> list[Figures]:
+        _say(plan)  # in the event loop: Ctrl-C while asyncio makes one leaves a traceback
+        figures: list[Figures] = []
+        for name in names:
+            note(f"loading {name} ...")
+            async with engine_target(load_model(name, config)) as target:
+                with _progress(name) as watch:
+                    figures += await sweep(target, plan, watch)
+        return figures
 
-    async def run(name: str) -> list[Figures]:
-        note(f"loading {name} ...")
-        async with engine_target(load_model(name, config)) as target:
-            with _progress(name) as watch:
-                return await sweep(target, plan, watch)
-
-    return [figures for name in names for figures in asyncio.run(run(name))]
+    return asyncio.run(run())
 
 
 async def _bench_server(url: str, api_key: str | None, names: Sequence[str], plan: Plan) -> list[Figures]:
