@@ -167,6 +167,7 @@ static inline i32x round_to_int(f32x v) {
   return reinterpret_cast<i32x>(v + kRounder) - reinterpret_cast<i32x>(broadcast(kRounder));
 }
 
+// The lowest byte of each number.
 static inline i8x low_bytes(i32x v) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
   // GCC 12's conversion takes lane after lane through a register of its own.
