@@ -7,8 +7,6 @@ namespace pocketlm::POCKETLM_ISA {
 
 constexpr int kVectorsPerBlock = kBlockSize / kLanes;
 
-static constexpr int smaller(int a, int b) { return a < b ? a : b; }
-
 // e^(score - peak) replaces one query's scores as `put(block, shares)` sees fit; 1 / their sum.
 // The 16 scores of a block lie kStride from those of the block before it.
 template <int kStride, class Put>

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -10,6 +14,9 @@
 namespace pocketlm {
 
 #if defined(__x86_64__)
+namespace amx {
+extern const Kernels kKernels;
+}
 namespace avx512_bf16 {
 extern const Kernels kKernels;
 }
@@ -41,6 +48,19 @@ bool has_avx_vnni() {  // __builtin_cpu_supports of some compilers does not know
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 4);
 }
+
+// The registers are so large that a process has to ask Linux for them. It gets them for good, in all threads.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25;
+  constexpr int kAskForComponent = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTiles) && (edx & kInt8) &&
+         syscall(SYS_arch_prctl, kAskForComponent, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #elif defined(__aarch64__)
 bool has_dot_product() {
 #if defined(__linux__)
@@ -65,6 +85,7 @@ std::vector<const Kernels*> available_kernels() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512vnni");
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  if (has_avx2 && has_avx512 && has_amx()) kernels.push_back(&amx::kKernels);
   // AMD's processors multiply bfloat16 twice as fast as floats, Intel's half as fast.
   const bool is_bf16_fast = __builtin_cpu_is("amd");
   if (has_avx2 && has_bf16 && is_bf16_fast) kernels.push_back(&avx512_bf16::kKernels);

@@ -9,6 +9,9 @@
 #include "finish.h"
 #include "prefetch.h"
 #include "quantize.h"
+#if defined(__AMX_INT8__)
+#include "matmul_i8_amx.h"
+#endif
 
 namespace pocketlm::POCKETLM_ISA {
 
@@ -48,6 +51,9 @@ static void tile(const uint8_t* panel, const float* column_scales, int k, const 
 // A single tile that is low is wide, so that few passes read the weights in the order of memory.
 void matmul_i8(const uint8_t* panel, const float* column_scales, int k, const QuantizedRows& x, int num_rows,
                int column, const Output& out) {
+#if defined(__AMX_INT8__)
+  if (num_rows > kFewRows) return amx_product(panel, column_scales, k, x, num_rows, column, out);
+#endif
   using Tile = void (*)(const uint8_t*, const float*, int, const QuantizedRows&, int64_t, int, int, Prefetch,
                         const Output&);
   constexpr int kAll = width(kRows);

@@ -28,6 +28,12 @@ struct Prefetch {
       __builtin_prefetch(next + line, 0, 2);  // into the second-level cache
     next += bytes;
   }
+
+  // All of a step's share, where steps are long.
+  void step() {
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
+    next += bytes;
+  }
 };
 
 }  // namespace pocketlm::POCKETLM_ISA

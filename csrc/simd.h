@@ -31,6 +31,8 @@ constexpr int kLanes = 4, kRegisters = 32;
 constexpr int kLanes = 4, kRegisters = 16;
 #endif
 
+static constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
 typedef float f32x __attribute__((vector_size(4 * kLanes)));
 typedef int32_t i32x __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t u32x __attribute__((vector_size(4 * kLanes)));

@@ -347,7 +347,11 @@ void test_matmul(const Kernels& kernels) {
         test_matmul_i8(kernels, pool, num_rows, k, n, false);
         test_matmul_i4(kernels, pool, num_rows, k, n);
       }
-  for (const bool extreme : {false, true}) test_matmul_i8(kernels, pool, 7, 3001, 66, extreme);
+  for (const int num_rows : {15, 16, 17, 31, 32, 33, 48, 49, 64, 96})  // tiles of 16 rows and 64 inputs
+    for (const int k : {63, 64, 65, 192, 206})
+      for (const int n : {64, 70}) test_matmul_i8(kernels, pool, num_rows, k, n, false);
+  for (const int num_rows : {7, 33})
+    for (const bool extreme : {false, true}) test_matmul_i8(kernels, pool, num_rows, 3001, 66, extreme);
   for (int a = 0; a <= static_cast<int>(Activation::kTanh); ++a)
     for (const Combine combine : {Combine::kStore, Combine::kAdd, Combine::kMultiply})
       test_matmul_f32(kernels, pool, 3, 20, 71, static_cast<Activation>(a), combine);
