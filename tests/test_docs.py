@@ -302,7 +302,8 @@ def test_a_command_of_the_tutorial(command: str, printed: str) -> None:
     )
     assert result.returncode == (1 if "no/such/folder" in command else 0), result.stderr
     assert result.stdout and printed
-    if "generate" in command and kernels.isa()[0].startswith(("avx512_", "amx")):  # that of the machine on the page
+    # The tokens of the machine on the page.
+    if "generate" in command and kernels.isa()[0].startswith(("avx512_", "amx")):
         assert without_spaces(result.stdout.splitlines()[0]) in without_spaces(printed)
 
 
