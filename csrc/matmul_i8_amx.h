@@ -16,44 +16,15 @@ constexpr int kTileColumns = 16, kPanelStride = 4 * kPanelColumns, kSquare = 2 *
 
 using TileSums = int32_t[kSquare][kPanelColumns];  // what the tiles leave behind: [rows, columns]
 
-static void zero_sums() {
+// A square: 16 rows from `rows` on, 16 from `more_rows` on, and 32 columns: whatever is loaded is multiplied
+// twice. Else a strip: 16 rows or fewer and the whole panel, in the order of memory.
+template <bool kIsSquare>
+static void multiply_tiles(const uint8_t* panel, int num_steps, const int8_t* rows, const int8_t* more_rows,
+                           int64_t stride, Prefetch ahead, TileSums& sums) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-}
-
-// 16 rows from `low` on, 16 from `high` on, and 32 columns: whatever is loaded is multiplied twice.
-static void multiply_square(const uint8_t* panel, int num_steps, const int8_t* low, const int8_t* high,
-                            int64_t stride, Prefetch ahead, TileSums& sums) {
-  zero_sums();
-  for (int i = 0; i < num_steps; ++i) {
-    _tile_loadd(4, low, stride);
-    ahead.step();
-    _tile_loadd(6, panel, kPanelStride);
-    _tile_dpbsud(0, 4, 6);
-    ahead.step();
-    _tile_loadd(7, panel + kTileBytes, kPanelStride);
-    _tile_dpbsud(1, 4, 7);
-    ahead.step();
-    _tile_loadd(5, high, stride);
-    _tile_dpbsud(2, 5, 6);
-    ahead.step();
-    _tile_dpbsud(3, 5, 7);
-    panel += kTileRows * kPanelStride;
-    low += kTileBytes;
-    high += kTileBytes;
-  }
-  _tile_stored(0, sums[0], sizeof *sums);
-  _tile_stored(1, sums[0] + kTileColumns, sizeof *sums);
-  _tile_stored(2, sums[kTileRows], sizeof *sums);
-  _tile_stored(3, sums[kTileRows] + kTileColumns, sizeof *sums);
-}
-
-// 16 rows or fewer and the whole panel, in the order of memory.
-static void multiply_strip(const uint8_t* panel, int num_steps, const int8_t* rows, int64_t stride,
-                           Prefetch ahead, TileSums& sums) {
-  zero_sums();
   for (int i = 0; i < num_steps; ++i) {
     _tile_loadd(4, rows, stride);
     ahead.step();
@@ -63,18 +34,26 @@ static void multiply_strip(const uint8_t* panel, int num_steps, const int8_t* ro
     _tile_loadd(7, panel + kTileBytes, kPanelStride);
     _tile_dpbsud(1, 4, 7);
     ahead.step();
-    _tile_loadd(6, panel + 2 * kTileBytes, kPanelStride);
-    _tile_dpbsud(2, 4, 6);
-    ahead.step();
-    _tile_loadd(7, panel + 3 * kTileBytes, kPanelStride);
-    _tile_dpbsud(3, 4, 7);
+    if constexpr (kIsSquare) {
+      _tile_loadd(5, more_rows + i * kTileBytes, stride);
+      _tile_dpbsud(2, 5, 6);
+      ahead.step();
+      _tile_dpbsud(3, 5, 7);
+    } else {
+      _tile_loadd(6, panel + 2 * kTileBytes, kPanelStride);
+      _tile_dpbsud(2, 4, 6);
+      ahead.step();
+      _tile_loadd(7, panel + 3 * kTileBytes, kPanelStride);
+      _tile_dpbsud(3, 4, 7);
+    }
     panel += kTileRows * kPanelStride;
     rows += kTileBytes;
   }
+  int32_t* second = kIsSquare ? sums[kTileRows] : sums[0] + 2 * kTileColumns;
   _tile_stored(0, sums[0], sizeof *sums);
   _tile_stored(1, sums[0] + kTileColumns, sizeof *sums);
-  _tile_stored(2, sums[0] + 2 * kTileColumns, sizeof *sums);
-  _tile_stored(3, sums[0] + 3 * kTileColumns, sizeof *sums);
+  _tile_stored(2, second, sizeof *sums);
+  _tile_stored(3, second + kTileColumns, sizeof *sums);
 }
 
 struct AmxProduct {
@@ -120,8 +99,7 @@ struct AmxProduct {
     alignas(kTileBytes) TileSums sums;
     const Tiles tiles(smaller(num_rows, kTileRows));
     const int num_steps = k / kTileBytes, num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-    // The last tile begins before the one before it ends, if it must, and its first rows are left as they
-    // are.
+    // The last tile begins before the one before it ends, if it must; its first rows are skipped.
     const auto start_of = [&](int tile) {
       return tile == 0 ? 0 : smaller(tile * kTileRows, num_rows - kTileRows);
     };
@@ -133,8 +111,8 @@ struct AmxProduct {
     for (int first = 0; num_paired > 0 && first < kPanelColumns; first += 2 * kTileColumns) {
       for (int tile = 0; tile < num_paired; tile += 2) {
         const int row = tile * kTileRows, next_row = row + kTileRows, skipped = next_row - start_of(tile + 1);
-        multiply_square(panel + first * 4, num_steps, rows_of(tile), rows_of(tile + 1), x.stride, ahead,
-                        sums);
+        multiply_tiles<true>(panel + first * 4, num_steps, rows_of(tile), rows_of(tile + 1), x.stride, ahead,
+                             sums);
         ahead.next += kPartsOfStep * num_steps * ahead.bytes;
         finish_tile<2>(sums, row, kTileRows, first);
         finish_tile<2>(sums + kTileRows + skipped, next_row, kTileRows - skipped, first);
@@ -142,7 +120,7 @@ struct AmxProduct {
     }
     if (num_paired < num_tiles) {
       const int row = num_paired * kTileRows, skipped = row - start_of(num_paired);
-      multiply_strip(panel, num_steps, rows_of(num_paired), x.stride, ahead, sums);
+      multiply_tiles<false>(panel, num_steps, rows_of(num_paired), nullptr, x.stride, ahead, sums);
       finish_tile<kPanelColumns / kLanes>(sums + skipped, row, num_rows - row, 0);
     }
   }
